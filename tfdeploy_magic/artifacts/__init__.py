@@ -1,0 +1,1 @@
+"""What the stages hand each other: plain frozen data, and the store that keeps it."""

@@ -1,0 +1,63 @@
+"""Samples on disk: how a person's data crosses into a job, memory-mapped and never pickled."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfdeploy_magic.artifacts.signature import Arrays
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Rows for every input of a model, one ``.npy`` file an input, and labels where they are known.
+
+    Args:
+        files: Input name -> a ``.npy`` file of shape ``[count, ...]``.
+        count: How many samples.
+        name: Where they came from, in the person's words: "x_train (100 of 1297, spread evenly)".
+        labels: ``[count]`` class indices, ``[count, classes]`` one-hot, or any targets; None when unknown.
+    """
+
+    files: Mapping[str, Path]
+    count: int
+    name: str
+    labels: npt.NDArray[Any] | None = None
+
+    def open(self) -> Arrays:
+        """Memory-map every input."""
+        return open_arrays(self.files)
+
+    def row_digests(self) -> list[bytes]:
+        """Return one digest a sample, equal exactly when two samples are equal bit for bit."""
+        arrays = [self.open()[name] for name in sorted(self.files)]
+        return [
+            hashlib.blake2b(b"".join(array[row].tobytes() for array in arrays), digest_size=16).digest()
+            for row in range(self.count)
+        ]
+
+    @property
+    def sha256(self) -> str:
+        """A digest of all samples in order."""
+        return hashlib.sha256(b"".join(self.row_digests())).hexdigest()
+
+
+def save_arrays(folder: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Path]:
+    """Write each array to a numbered ``.npy`` file in ``folder`` and return name -> file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for index, (name, array) in enumerate(arrays.items()):
+        files[name] = folder / f"{index}.npy"
+        np.save(files[name], array, allow_pickle=False)
+    return files
+
+
+def open_arrays(files: Mapping[str, Path]) -> Arrays:
+    """Memory-map what :func:`save_arrays` wrote."""
+    return {name: np.load(path, mmap_mode="r", allow_pickle=False) for name, path in files.items()}
