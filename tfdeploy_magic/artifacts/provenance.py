@@ -13,6 +13,7 @@ class Provenance:
     Args:
         source: The model, "model: Sequential, 36,042 parameters".
         source_size: Bytes of its SavedModel.
+        weights_sha256: A digest of its weights.
         route: The steps, in order, each a clause.
         options: Every option that shaped the file.
         calibration: Which samples calibrated it; None when none were needed.
@@ -26,6 +27,7 @@ class Provenance:
 
     source: str
     source_size: int
+    weights_sha256: str
     route: tuple[str, ...]
     options: Mapping[str, object]
     calibration: str | None

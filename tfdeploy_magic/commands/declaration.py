@@ -1,0 +1,108 @@
+"""How a verb is declared, once, so that every face can be made from it: magic, completion, form, Python function.
+
+A verb is a frozen pydantic model of options and a function ``run(options, progress)``. ``Literal`` types are
+choices, field descriptions are the help, and the markers below say what the type cannot.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from tfdeploy_magic.jobs.progress import Listener, silent
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class FromKernel:
+    """The option names something in the kernel: its value is looked up before ``run``.
+
+    Args:
+        kind: "model"; "data", which may be "x" or "x,labels"; or "function", where any other word stays a word.
+    """
+
+    kind: Literal["model", "data", "function"]
+
+
+@dataclass(frozen=True)
+class OnTheLine:
+    """How the option is spelled in a magic line, where ``--name VALUE`` is not it.
+
+    Args:
+        positional: It stands alone, without a name.
+        flags: Each choice of its ``Literal`` is a flag: ``--int8``.
+        short: A one-letter form, "-o".
+    """
+
+    positional: bool = False
+    flags: bool = False
+    short: str | None = None
+
+
+@dataclass(frozen=True)
+class Named:
+    """A kernel value and the name it was asked for by."""
+
+    name: str
+    value: Any
+
+
+class Options(BaseModel):
+    """Base of every verb's options; its docstring is the verb's help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+@dataclass(frozen=True)
+class Command(Generic[Result]):
+    """A verb: what it is called, what it takes, and what it does.
+
+    Calling it is the Python face: ``tflite_convert(model, scheme="int8")``.
+    """
+
+    name: str
+    options: type[Options]
+    run: Callable[[Any, Listener], Result]
+
+    def __post_init__(self) -> None:
+        fields = self.options.model_fields
+        parameters = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD if position == 0 else inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.is_required() else field.default,
+                annotation=field.annotation,
+            )
+            for position, (name, field) in enumerate(fields.items())
+        ]
+        progress = inspect.Parameter("progress", inspect.Parameter.KEYWORD_ONLY, default=silent, annotation=Listener)
+        arguments = "\n".join(f"    {name}: {field.description}" for name, field in fields.items())
+        notes = "    progress: Called with each step of the work."
+        object.__setattr__(self, "__signature__", inspect.Signature([*parameters, progress]))
+        object.__setattr__(self, "__doc__", f"{inspect.getdoc(self.options)}\n\nArgs:\n{arguments}\n{notes}")
+        object.__setattr__(self, "__name__", self.name)
+
+    def __call__(self, *positional: Any, progress: Listener = silent, **options: Any) -> Result:
+        names = list(self.options.model_fields)[:1]
+        if len(positional) > len(names):
+            raise TypeError(f"{self.name}() takes {len(names)} positional argument but {len(positional)} were given")
+        return self.run(self.options(**dict(zip(names, positional, strict=False)), **options), progress)
+
+
+COMMANDS: dict[str, Command[Any]] = {}
+"""Every verb, by the name of its magic."""
+
+
+def command(name: str, options: type[Options]) -> Callable[[Callable[[Any, Listener], Result]], Command[Result]]:
+    """Register ``run(options, progress)`` as a verb."""
+
+    def register(run: Callable[[Any, Listener], Result]) -> Command[Result]:
+        COMMANDS[name] = Command(name, options, run)
+        return COMMANDS[name]
+
+    return register

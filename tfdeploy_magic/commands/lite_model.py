@@ -1,0 +1,184 @@
+"""LiteModel: the .tflite file a person holds, with its evidence and the recipe that made it."""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfdeploy_magic import sources
+from tfdeploy_magic.artifacts import store
+from tfdeploy_magic.artifacts.evidence import Evidence, Finding
+from tfdeploy_magic.artifacts.models import LiteFile
+from tfdeploy_magic.artifacts.provenance import Provenance
+from tfdeploy_magic.artifacts.samples import SampleSet
+from tfdeploy_magic.artifacts.signature import Arrays, Signature, TensorSpec
+from tfdeploy_magic.evaluate import judge, measure
+from tfdeploy_magic.jobs import Report, Worker, silent
+from tfdeploy_magic.sources.samples import NamedData, gather
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PATIENCE_SECONDS = 60.0
+"""How long the person's generator may take for one sample, or their metric for one score."""
+
+
+@dataclass(frozen=True)
+class LiteModel:
+    """A converted model: a file, what was measured on it, and how it was made.
+
+    Args:
+        file: The .tflite file.
+        evidence: What was measured when it was made.
+        provenance: How it was made.
+    """
+
+    file: LiteFile
+    evidence: Evidence
+    provenance: Provenance
+    _source: Any = field(default=None, repr=False, compare=False)
+    _worker: Worker = field(default_factory=Worker, repr=False, compare=False)
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self.file.path
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.file.size
+
+    @property
+    def scheme(self) -> str:
+        """ "float32", "float16", "dynamic", "int8" or "int16x8"."""
+        return self.file.scheme
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Name, shape, dtype, scale and zero point of each input."""
+        return self.file.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Name, shape, dtype, scale and zero point of each output."""
+        return self.file.outputs
+
+    @property
+    def signatures(self) -> Mapping[str, Signature]:
+        """Every signature by its name."""
+        return self.file.signatures
+
+    def predict(self, x: Any) -> npt.NDArray[Any] | Arrays:
+        """Answer samples with LiteRT's interpreter, in a process of its own that stays warm.
+
+        Args:
+            x: ``[count, ...]`` real numbers, whatever the file stores; for several inputs a dict by name, or a list
+                in the order of the source model's arguments.
+
+        Returns:
+            ``[count, ...]`` real numbers; a dict by name when there are several outputs.
+
+        Raises:
+            DataError: ``x`` does not fit.
+            JobError: The interpreter crashed or hung; the kernel is unharmed.
+        """
+        with tempfile.TemporaryDirectory(prefix="tfdeploy-") as scratch:
+            samples = self._gather(NamedData("x", x), Path(scratch) / "in")
+            answers = measure.ask(self._worker, self.file, samples.files, Path(scratch) / "out")
+            copies = {name: np.array(answer) for name, answer in answers.items()}
+        return next(iter(copies.values())) if len(copies) == 1 else copies
+
+    def validate(self, x: Any, y: Any = None, *, metric: Any = None) -> Evidence:
+        """Measure the file again, on other samples.
+
+        Args:
+            x: Samples, as :meth:`predict` takes them, or a dataset or generator function.
+            y: Their labels; None when unknown.
+            metric: A metric's name or a function ``metric(labels, output)``; accuracy where that makes sense.
+
+        Returns:
+            Parity with the source model while that is alive and unchanged; otherwise the file's own score, and a
+            finding that says why there is no more.
+        """
+        name = self.provenance.source.partition(":")[0]
+        model = self._source() if self._source is not None else None
+        metric_name = getattr(metric, "__name__", "metric")
+        report = Report(silent)
+        with tempfile.TemporaryDirectory(prefix="tfdeploy-") as scratch:
+            folder = Path(scratch)
+            data = NamedData("x", x, labels=y, labels_name="y")
+            samples = self._gather(data, folder / "in")
+            task = judge.Task(samples.labels, metric, metric_name, PATIENCE_SECONDS)
+            traced = None if model is None else sources.trace(model, name, self.file.signature.name)
+            if traced is not None and traced.weights_sha256() == self.provenance.weights_sha256:
+                base = judge.baseline(traced.predict(samples, report), task, traced.latency(samples, report))
+                return measure.measure(
+                    self._worker, self.file, samples, base, task, folder / "out", traced.findings
+                )
+            answers = measure.ask(self._worker, self.file, samples.files, folder / "out")
+            scored = task.score(answers)
+            gone = "is gone" if traced is None else "has changed since this file was made"
+            return Evidence(
+                metric=scored.metric if scored else None,
+                score=scored.score if scored else None,
+                latency=measure.time_one(self._worker, self.file, samples.files),
+                findings=(
+                    Finding("error", "no-source", f"the source model {name} {gone}", "Convert it again to compare."),
+                ),
+            )
+
+    def save(self, path: str | Path, *, force: bool = False) -> LiteModel:
+        """Write a copy of the file, whole or not at all.
+
+        Args:
+            path: Where to; its folder must exist.
+            force: Replace an existing file.
+
+        Returns:
+            This model, living there.
+
+        Raises:
+            OutputError: It cannot be written there.
+        """
+        target = Path(path).expanduser()
+        store.check_writable(target, force=force)
+        store.write_whole(self.path, target, force=force)
+        return replace(self, file=replace(self.file, path=target), _worker=Worker())
+
+    def figure(self) -> Figure:
+        """Draw size beside accuracy."""
+        from tfdeploy_magic.views import figures
+
+        return figures.size_and_score(self.file, self.evidence, self.provenance)
+
+    def _gather(self, data: NamedData, folder: Path) -> SampleSet:
+        # People hand over real numbers; the session quantizes them by the file's own scale.
+        specs = [replace(spec, dtype="float32") if spec.quantized else spec for spec in self.inputs]
+        return gather(
+            data, specs, folder, role="test", limit=None, seconds=PATIENCE_SECONDS, report=Report(silent)
+        )
+
+    def __repr__(self) -> str:
+        verdict = "ok" if self.evidence.ok else "not ok" if self.evidence.measured else "not measured"
+        return f"<LiteModel {self.path.name}: {self.scheme}, {self.size:,} bytes, {verdict}>"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from tfdeploy_magic.views import card
+
+        return card.mimebundle(self.file, self.evidence, self.provenance)
+
+
+def source_reference(model: object) -> Any:
+    """Return a weak reference to a model, so that a LiteModel does not keep it alive, or None."""
+    try:
+        return weakref.ref(model)
+    except TypeError:
+        return None

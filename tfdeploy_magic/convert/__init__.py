@@ -1,0 +1,1 @@
+"""A traced model → a float .tflite file: conversion, signatures, and what the finished file says of itself."""

@@ -1,0 +1,76 @@
+"""Measuring a .tflite file against its source model: the job asks it, the kernel judges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tfdeploy_magic.artifacts.evidence import Evidence, Finding, Latency
+from tfdeploy_magic.artifacts.models import LiteFile
+from tfdeploy_magic.artifacts.samples import SampleSet, open_arrays
+from tfdeploy_magic.artifacts.signature import Arrays
+from tfdeploy_magic.evaluate import judge, session
+from tfdeploy_magic.jobs import Worker
+
+
+def ask(worker: Worker, file: LiteFile, inputs: Mapping[str, Path], folder: Path) -> Arrays:
+    """Return the file's answers to samples, real numbers, memory-mapped from ``folder``."""
+    arguments = {**_of(file, inputs), "folder": str(folder)}
+    outputs = worker.call(f"{session.__name__}:predict_task", arguments)
+    return open_arrays({name: Path(path) for name, path in outputs.items()})
+
+
+def time_one(worker: Worker, file: LiteFile, inputs: Mapping[str, Path]) -> Latency:
+    """Time the file on one sample."""
+    return Latency(**worker.call(f"{session.__name__}:latency_task", _of(file, inputs)))
+
+
+def measure(
+    worker: Worker,
+    file: LiteFile,
+    samples: SampleSet,
+    base: judge.Baseline,
+    task: judge.Task,
+    folder: Path,
+    findings: tuple[Finding, ...] = (),
+) -> Evidence:
+    """Measure parity, the task metric and latency of a file.
+
+    Args:
+        worker: The process that loads and runs it.
+        file: The .tflite file.
+        samples: The test samples.
+        base: The source model's answers to them.
+        task: How answers are scored.
+        folder: For the answers.
+        findings: What was noticed elsewhere.
+    """
+    answers = ask(worker, file, samples.files, folder)
+    latency = time_one(worker, file, samples.files)
+    return judge.judge(base, answers, task, scheme=file.scheme, latency=latency, findings=findings)
+
+
+def overlap(calibration: SampleSet | None, test: SampleSet) -> tuple[Finding, ...]:
+    """Find test samples that also calibrated the file: on those it was not tested but tuned."""
+    if calibration is None:
+        return ()
+    seen = set(calibration.row_digests())
+    shared = sum(digest in seen for digest in test.row_digests())
+    if not shared:
+        return ()
+    return (
+        Finding(
+            "error" if shared / test.count > 0.05 else "warning",
+            "calibration-test-overlap",
+            f"{shared} of {test.count} test samples also calibrated the file",
+            "Keep them apart: --calib x_train --test x_test,y_test.",
+        ),
+    )
+
+
+def _of(file: LiteFile, inputs: Mapping[str, Path]) -> dict[str, object]:
+    return {
+        "path": str(file.path),
+        "sha256": file.sha256,
+        "inputs": {name: str(path) for name, path in inputs.items()},
+    }

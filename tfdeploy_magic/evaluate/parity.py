@@ -1,0 +1,76 @@
+"""How far the answers of a converted model are from those of its source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfdeploy_magic.artifacts.signature import Arrays
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The distance between two sets of answers to the same samples.
+
+    Args:
+        n: Samples.
+        snr_db: 10 log10(sum(reference^2) / sum((reference - answer)^2)), dB, of the worst output; infinite when equal.
+        agreement: Share of samples with the same top class; None when no output is a class score.
+        mean_abs_error: Mean absolute difference over all outputs.
+        max_abs_error: Largest absolute difference.
+        finite: Whether every answer is finite.
+    """
+
+    n: int
+    snr_db: float
+    agreement: float | None
+    mean_abs_error: float
+    max_abs_error: float
+    finite: bool
+
+
+def compare(reference: Arrays, answers: Arrays) -> Parity:
+    """Compare answers output by output.
+
+    Args:
+        reference: Output name -> the source model's ``[count, ...]``.
+        answers: The same from the converted model.
+    """
+    snr, absolute, agreements = [], [], []
+    finite = True
+    for name, expected in reference.items():
+        wanted = np.asarray(expected, dtype=np.float64)
+        got = np.asarray(answers[name], dtype=np.float64)
+        finite = finite and bool(np.isfinite(got).all())
+        difference = np.abs(wanted - got)
+        absolute.append(difference.ravel())
+        snr.append(_snr_db(wanted, difference))
+        if (wanted_class := predicted_class(expected)) is not None:
+            agreements.append(np.mean(wanted_class == predicted_class(answers[name])))
+    differences = np.concatenate(absolute)
+    return Parity(
+        n=len(next(iter(reference.values()))),
+        snr_db=min(snr) if finite else float("nan"),
+        agreement=float(min(agreements)) if agreements else None,
+        mean_abs_error=float(differences.mean()),
+        max_abs_error=float(differences.max()),
+        finite=finite,
+    )
+
+
+def predicted_class(output: npt.NDArray[Any]) -> npt.NDArray[np.intp] | None:
+    """Return the top class of each sample for ``[count, classes >= 2]`` floating-point scores, else None."""
+    if output.ndim == 2 and output.shape[1] >= 2 and np.issubdtype(output.dtype, np.floating):
+        return np.argmax(output, axis=1)
+    return None
+
+
+def _snr_db(reference: npt.NDArray[np.float64], difference: npt.NDArray[np.float64]) -> float:
+    noise = float(np.sum(difference**2))
+    signal = float(np.sum(reference**2))
+    if noise == 0.0:
+        return float("inf")
+    return float(10 * np.log10(signal / noise)) if signal else float("-inf")

@@ -1,0 +1,1 @@
+"""A frozen graph or a float .tflite → a smaller .tflite: schemes and calibration."""

@@ -1,0 +1,66 @@
+"""Anything a person can have → a traced model with a signature. One module a kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tfdeploy_magic.artifacts.signature import TensorSpec
+from tfdeploy_magic.errors import NotAModel
+from tfdeploy_magic.sources import keras
+from tfdeploy_magic.sources.traced import TracedModel
+
+_KINDS = (keras,)
+"""Modules that offer ``matches``, ``input_specs`` and ``trace``; the first that matches is used."""
+
+
+def is_model(value: object) -> bool:
+    """Whether some source can trace ``value``; never imports TensorFlow or Keras."""
+    return any(kind.matches(value) for kind in _KINDS)
+
+
+def input_specs(value: object, name: str) -> tuple[TensorSpec, ...]:
+    """Return what ``value`` takes, without tracing it.
+
+    Raises:
+        NotAModel: No source can trace it.
+        ModelNotReady: It is a model, but cannot be traced yet.
+    """
+    return _kind_of(value, name).input_specs(value, name)
+
+
+def trace(value: object, name: str, signature: str | None = None) -> TracedModel:
+    """Trace ``value`` for inference.
+
+    Args:
+        value: The model.
+        name: How the person calls it.
+        signature: Which of its signatures; None for the only or default one.
+
+    Raises:
+        NotAModel: No source can trace it.
+        ModelNotReady: It is a model, but cannot be traced yet.
+        NameNotFound: It has no such signature.
+        UserCodeError: Its own code raised while being traced.
+    """
+    return _kind_of(value, name).trace(value, name, signature)
+
+
+def _kind_of(value: object, name: str) -> Any:
+    for kind in _KINDS:
+        if kind.matches(value):
+            return kind
+    raise NotAModel(
+        f"{name} is not a model", found=describe(value), wanted="a Keras model", cure="Name the variable that holds it."
+    )
+
+
+def describe(value: object) -> str:
+    """Say what a value is in a few words, "a numpy array float64[1797, 64]"."""
+    kind = type(value)
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and dtype is not None:
+        sort = "a numpy array" if kind.__module__ == "numpy" else f"a {kind.__name__}"
+        return f"{sort} {getattr(dtype, 'name', dtype)}[{', '.join(map(str, tuple(shape)))}]"
+    if value is None:
+        return "None"
+    return f"{'an' if kind.__name__[0] in 'aeiouAEIOU' else 'a'} {kind.__name__}"
