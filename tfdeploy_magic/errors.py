@@ -1,22 +1,22 @@
 """Everything that can go wrong, by what a caller can do about it.
 
-    TfdeployError              anything this package raises on purpose
-    ├── InputError             something named in the call cannot be used; nothing was started
-    │   ├── NameNotFound       no variable, signature or metric of that name
-    │   ├── NotAModel          the thing is not a model we can convert
-    │   ├── ModelNotReady      a model, but unbuilt, on another backend, or with weights that are not finite
-    │   ├── DataError          calibration or test data that does not fit, is empty or is not finite
-    │   └── OutputError        the file cannot be written where it was asked for
-    ├── UserCodeError          your generator or metric raised or hung; its own exception is the cause
-    ├── ConversionError        TensorFlow refused the model
-    │   └── ContractBroken     a file was made, but it is not what was asked for
-    └── JobError               the isolated process did not finish; the kernel is unharmed
-        ├── JobCancelled       stopped by the person
-        ├── DeadlineExceeded   took longer than its deadline
-        ├── MemoryLimitExceeded  used more memory than it was given
-        ├── JobFailed          raised an exception that nothing above names
-        └── JobCrashed         died by a signal
-            └── ConversionCrashed  ... while converting or quantizing
+TfdeployError              anything this package raises on purpose
+├── InputError             something named in the call cannot be used; nothing was started
+│   ├── NameNotFound       no variable, signature or metric of that name
+│   ├── NotAModel          the thing is not a model we can convert
+│   ├── ModelNotReady      a model, but unbuilt, on another backend, or with weights that are not finite
+│   ├── DataError          calibration or test data that does not fit, is empty or is not finite
+│   └── OutputError        the file cannot be written where it was asked for
+├── UserCodeError          your generator or metric raised or hung; its own exception is the cause
+├── ConversionError        TensorFlow refused the model
+│   └── ContractBroken     a file was made, but it is not what was asked for
+└── JobError               the isolated process did not finish; the kernel is unharmed
+    ├── JobCancelled       stopped by the person
+    ├── DeadlineExceeded   took longer than its deadline
+    ├── MemoryLimitExceeded  used more memory than it was given
+    ├── JobFailed          raised an exception that nothing above names
+    └── JobCrashed         died by a signal
+        └── ConversionCrashed  ... while converting or quantizing
 """
 
 from __future__ import annotations
@@ -129,7 +129,13 @@ class JobCrashed(JobError):
     """
 
     def __init__(
-        self, what: str, *, signal: int | None, stage: str, last_lines: tuple[str, ...], cure: str | None = None
+        self,
+        what: str,
+        *,
+        signal: int | None,
+        stage: str,
+        last_lines: tuple[str, ...],
+        cure: str | None = None,
     ) -> None:
         self.signal = signal
         self.stage = stage

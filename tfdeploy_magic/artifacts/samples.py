@@ -36,7 +36,8 @@ class SampleSet:
 
     def row_digests(self) -> list[bytes]:
         """Return one digest a sample, equal exactly when two samples are equal bit for bit."""
-        arrays = [self.open()[name] for name in sorted(self.files)]
+        opened = self.open()
+        arrays = [opened[name] for name in sorted(opened)]
         return [
             hashlib.blake2b(b"".join(array[row].tobytes() for array in arrays), digest_size=16).digest()
             for row in range(self.count)

@@ -45,7 +45,10 @@ def check_writable(target: Path, *, force: bool) -> None:
     """
     if target.is_dir():
         raise OutputError(
-            f"cannot write {target}", found="a folder", wanted="a file name", cure=f"Try -o {target / 'model.tflite'}."
+            f"cannot write {target}",
+            found="a folder",
+            wanted="a file name",
+            cure=f"Try -o {target / 'model.tflite'}.",
         )
     if target.exists() and not force:
         raise _exists(target)

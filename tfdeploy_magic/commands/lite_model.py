@@ -120,9 +120,7 @@ class LiteModel:
             traced = None if model is None else sources.trace(model, name, self.file.signature.name)
             if traced is not None and traced.weights_sha256() == self.provenance.weights_sha256:
                 base = judge.baseline(traced.predict(samples, report), task, traced.latency(samples, report))
-                return measure.measure(
-                    self._worker, self.file, samples, base, task, folder / "out", traced.findings
-                )
+                return measure.measure(self._worker, self.file, samples, base, task, folder / "out", traced.findings)
             answers = measure.ask(self._worker, self.file, samples.files, folder / "out")
             scored = task.score(answers)
             gone = "is gone" if traced is None else "has changed since this file was made"
@@ -131,7 +129,12 @@ class LiteModel:
                 score=scored.score if scored else None,
                 latency=measure.time_one(self._worker, self.file, samples.files),
                 findings=(
-                    Finding("error", "no-source", f"the source model {name} {gone}", "Convert it again to compare."),
+                    Finding(
+                        "error",
+                        "no-source",
+                        f"the source model {name} {gone}",
+                        "Convert it again to compare.",
+                    ),
                 ),
             )
 
@@ -162,9 +165,7 @@ class LiteModel:
     def _gather(self, data: NamedData, folder: Path) -> SampleSet:
         # People hand over real numbers; the session quantizes them by the file's own scale.
         specs = [replace(spec, dtype="float32") if spec.quantized else spec for spec in self.inputs]
-        return gather(
-            data, specs, folder, role="test", limit=None, seconds=PATIENCE_SECONDS, report=Report(silent)
-        )
+        return gather(data, specs, folder, role="test", limit=None, seconds=PATIENCE_SECONDS, report=Report(silent))
 
     def __repr__(self) -> str:
         verdict = "ok" if self.evidence.ok else "not ok" if self.evidence.measured else "not measured"

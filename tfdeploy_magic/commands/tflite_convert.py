@@ -7,6 +7,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,7 +44,8 @@ class TfliteConvert(Options):
     model: Annotated[Any, FromKernel("model"), OnTheLine(positional=True)] = Field(description="the model to convert")
     scheme: Annotated[SchemeName, OnTheLine(flags=True)] = Field("float32", description="how numbers are stored")
     io: IoType | None = Field(
-        None, description="dtype of inputs and outputs; int8 for --int8 unless told otherwise, float32 for the others"
+        None,
+        description="dtype of inputs and outputs; int8 for --int8 unless told otherwise, float32 for the others",
     )
     calib: Annotated[Any, FromKernel("data")] = Field(
         None, description="calibration data: arrays, a tf.data dataset or a representative_dataset function"
@@ -126,13 +128,11 @@ def tflite_convert(options: TfliteConvert, progress: Listener) -> LiteModel:
         log = worker.output()
         report.finish()
         cpu_seconds = time.process_time() - began + worker.cpu_seconds
-    provenance = _provenance(options, traced, saved_model, file, calibration, test, report, cpu_seconds, log)
+        provenance = _provenance(options, traced, saved_model, file, calibration, test, report, cpu_seconds, log)
     return LiteModel(file, evidence, provenance, source_reference(model.value))
 
 
-def _gather(
-    data: Any, traced: TracedModel, folder: Path, report: Report, *, role: str, limit: int | None
-) -> SampleSet:
+def _gather(data: Any, traced: TracedModel, folder: Path, report: Report, *, role: str, limit: int | None) -> SampleSet:
     report.stage(f"reading {role} data")
     if not isinstance(data, NamedData):
         pair = isinstance(data, tuple) and len(data) == 2 and role == "test"
@@ -168,8 +168,6 @@ def _task(options: TfliteConvert, test: SampleSet | None) -> judge.Task:
 
 
 def _keep(file: LiteFile, target: Path | None, name: str, *, force: bool) -> LiteFile:
-    from dataclasses import replace
-
     if target is None:
         return replace(file, path=store.keep(file.path, name))
     store.write_whole(file.path, target, force=force)

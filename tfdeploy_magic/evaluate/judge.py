@@ -57,9 +57,7 @@ class Task:
         if self.labels is None:
             return None
         if callable(self.metric):
-            value = metrics.custom_score(
-                self.metric, self.metric_name, self.labels, outputs, seconds=self.seconds
-            )
+            value = metrics.custom_score(self.metric, self.metric_name, self.labels, outputs, seconds=self.seconds)
             return Scored(self.metric_name, value, None)
         if self.metric is None:
             chosen = metrics.default_metric(self.labels, outputs)
@@ -104,7 +102,13 @@ def baseline(outputs: Arrays, task: Task, latency: Latency | None) -> Baseline:
 
 
 def judge(
-    base: Baseline, answers: Arrays, task: Task, *, scheme: str, latency: Latency | None, findings: tuple[Finding, ...]
+    base: Baseline,
+    answers: Arrays,
+    task: Task,
+    *,
+    scheme: str,
+    latency: Latency | None,
+    findings: tuple[Finding, ...],
 ) -> Evidence:
     """Compare a converted model's answers with the baseline's.
 
@@ -118,7 +122,12 @@ def judge(
     """
     parity = compare(base.outputs, answers)
     scored = task.score(answers) if parity.finite else None
-    noticed = (*findings, *base.findings, *_parity_findings(parity, scheme), *_score_findings(base.scored, scored))
+    noticed = (
+        *findings,
+        *base.findings,
+        *_parity_findings(parity, scheme),
+        *_score_findings(base.scored, scored),
+    )
     return Evidence(
         n=parity.n,
         snr_db=parity.snr_db,
@@ -162,7 +171,10 @@ def _baseline_findings(outputs: Arrays, task: Task, scored: Scored | None) -> It
         )
     if not all(np.isfinite(output).all() for output in outputs.values()):
         yield Finding(
-            "error", "baseline-not-finite", "the source model itself answers NaN or infinity", "Mend the model first."
+            "error",
+            "baseline-not-finite",
+            "the source model itself answers NaN or infinity",
+            "Mend the model first.",
         )
         return
     if reason := _collapse(outputs, task, scored):

@@ -184,7 +184,9 @@ class Worker:
         self, process: _Process, task: str, arguments: Mapping[str, Any], crash: type[errors.JobCrashed]
     ) -> Any:
         ends = time.monotonic() + self.deadline
-        stage = "starting"
+        stage = "starting a job"
+        if process.pid is None:
+            self.listener(Progress(stage))
         process.send({"task": task, "arguments": dict(arguments)})
         while True:
             event = process.receive(timeout=POLL_SECONDS)
@@ -331,5 +333,3 @@ def _rebuild(error: dict[str, Any]) -> errors.TfdeployError:
         message=error["message"],
         trace=error["trace"],
     )
-
-

@@ -91,7 +91,10 @@ def _start_worker(requests: int, events: int, output: int, *, inherited: tuple[i
 def _spawn_worker(requests: int, events: int, output: int) -> int:
     code = f"from tfdeploy_magic.jobs import worker; worker.main({requests}, {events}, {output})"
     process = subprocess.Popen(
-        python_command(code), stdin=subprocess.DEVNULL, pass_fds=(requests, events, output), start_new_session=True
+        python_command(code),
+        stdin=subprocess.DEVNULL,
+        pass_fds=(requests, events, output),
+        start_new_session=True,
     )
     process.returncode = 0  # the server reaps it itself
     return process.pid

@@ -60,7 +60,16 @@ def _answer(request: dict[str, Any], sink: BinaryIO) -> None:
         send({"error": {"name": type(error).__name__, "fields": error.as_fields()}})
     except Exception as error:
         trace = traceback.format_exc()
-        send({"error": {"name": type(error).__name__, "message": str(error), "trace": trace, "stage": report.current}})
+        send(
+            {
+                "error": {
+                    "name": type(error).__name__,
+                    "message": str(error),
+                    "trace": trace,
+                    "stage": report.current,
+                }
+            }
+        )
 
 
 def _task(name: str) -> Any:

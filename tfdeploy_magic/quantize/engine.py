@@ -87,7 +87,11 @@ def make_files(
         if cure is None:
             raise
         raise ConversionCrashed(
-            "the converter crashed", signal=error.signal, stage=error.stage, last_lines=error.last_lines, cure=cure
+            "the converter crashed",
+            signal=error.signal,
+            stage=error.stage,
+            last_lines=error.last_lines,
+            cure=cure,
         ) from error
     files = {
         scheme: LiteFile.from_description(Path(row["path"]), scheme, row["description"]) for scheme, row in made.items()
@@ -158,9 +162,7 @@ def convert_task(
     return made
 
 
-def _quantize(
-    float_model: bytes, scheme: str, io: str, samples: Arrays, signature: Signature, report: Report
-) -> bytes:
+def _quantize(float_model: bytes, scheme: str, io: str, samples: Arrays, signature: Signature, report: Report) -> bytes:
     """Calibrate and quantize with the two calls that ``TFLiteConverter.convert`` itself makes.
 
     They are internal to TensorFlow 2.21, which is why the package pins that line.

@@ -50,7 +50,10 @@ def _kind_of(value: object, name: str) -> Any:
         if kind.matches(value):
             return kind
     raise NotAModel(
-        f"{name} is not a model", found=describe(value), wanted="a Keras model", cure="Name the variable that holds it."
+        f"{name} is not a model",
+        found=describe(value),
+        wanted="a Keras model",
+        cure="Name the variable that holds it.",
     )
 
 

@@ -99,9 +99,7 @@ class TracedModel:
 
         total = -(-samples.count // batch)
         columns = zip(*report.counting(batches(), total), strict=True)
-        return {
-            spec.name: np.concatenate(column) for spec, column in zip(self.signature.outputs, columns, strict=True)
-        }
+        return {spec.name: np.concatenate(column) for spec, column in zip(self.signature.outputs, columns, strict=True)}
 
     def latency(self, samples: SampleSet, report: Report) -> Latency:
         """Time the traced function on one sample in this process, TensorFlow choosing its own threads."""
