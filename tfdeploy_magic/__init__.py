@@ -1,3 +1,45 @@
 """From the TensorFlow model in your notebook to a deployment you can trust."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from tfdeploy_magic.commands.tflite_convert import tflite_convert as tflite_convert
+
 __version__ = "0.1.0.dev0"
+__all__ = ["__version__", "load_ipython_extension", "tflite_convert", "unload_ipython_extension"]
+
+_loaded: dict[int, Any] = {}
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """Do what ``%load_ext tfdeploy_magic`` asks for."""
+    from tfdeploy_magic.notebook.magics import TFDeployMagics
+
+    if id(shell) in _loaded:
+        return
+    magics = _loaded[id(shell)] = TFDeployMagics(shell)
+    magics.install()
+    print(magics.greeting())
+
+
+def unload_ipython_extension(shell: InteractiveShell) -> None:
+    """Do what ``%unload_ext tfdeploy_magic`` asks for."""
+    if magics := _loaded.pop(id(shell), None):
+        magics.uninstall()
+
+
+def __getattr__(name: str) -> Any:
+    # The verbs are imported when they are first asked for: a kernel that never converts pays for none of them.
+    if name == "tflite_convert":
+        from tfdeploy_magic.commands.tflite_convert import tflite_convert
+
+        return tflite_convert
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

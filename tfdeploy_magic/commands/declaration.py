@@ -57,6 +57,10 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
+    def data_to_find(self) -> tuple[str, ...]:
+        """Return the data options that a face which sees the kernel should fill when they were left out."""
+        return ()
+
 
 @dataclass(frozen=True)
 class Command(Generic[Result]):
@@ -88,6 +92,7 @@ class Command(Generic[Result]):
         object.__setattr__(self, "__name__", self.name)
 
     def __call__(self, *positional: Any, progress: Listener = silent, **options: Any) -> Result:
+        """Validate the options and run; a ``pydantic.ValidationError`` says which one is wrong."""
         names = list(self.options.model_fields)[:1]
         if len(positional) > len(names):
             raise TypeError(f"{self.name}() takes {len(names)} positional argument but {len(positional)} were given")

@@ -24,7 +24,7 @@ from tfdeploy_magic.jobs import Report, Worker, silent
 from tfdeploy_magic.sources.samples import NamedData, gather
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from tfdeploy_magic.views.figures import Figure
 
 PATIENCE_SECONDS = 60.0
 """How long the person's generator may take for one sample, or their metric for one score."""

@@ -56,8 +56,8 @@ class TfliteConvert(Options):
     samples: int = Field(100, gt=0, description="how many samples calibrate the file, at the most")
     metric: Annotated[str | Callable[..., Any] | Named | None, FromKernel("function")] = Field(
         None,
-        description=f"what is measured beside parity: {', '.join(metrics.METRICS)}, or a function metric(labels, output); "
-        "accuracy for classifiers when left out",
+        description=f"what is measured beside parity: {', '.join(metrics.METRICS)}, or a function "
+        "metric(labels, output); accuracy for classifiers when left out",
     )
     output: Annotated[Path | None, OnTheLine(short="-o")] = Field(
         None, description="file to write; without it the file lives in the artefact store"
@@ -66,6 +66,10 @@ class TfliteConvert(Options):
     signature: str | None = Field(None, description="which signature of the model to convert")
     timeout: float = Field(1800.0, gt=0, description="seconds the conversion may take")
     memory_limit: ByteSize | None = Field(None, description="memory the conversion may use, as in 4GB")
+
+    def data_to_find(self) -> tuple[str, ...]:
+        """Calibration data where the scheme needs it, and test data always."""
+        return ("calib", "test") if SCHEMES[self.scheme].calibrated else ("test",)
 
 
 @command("tflite_convert", TfliteConvert)
@@ -89,6 +93,13 @@ def tflite_convert(options: TfliteConvert, progress: Listener) -> LiteModel:
             found="none",
             wanted="some real samples: random numbers ruin a quantized model while its accuracy looks fine",
             cure="Name some: --calib x_train.",
+        )
+    if not scheme.calibrated and options.calib is not None:
+        raise DataError(
+            f"--calib does not go with --{scheme.name}",
+            found="calibration data",
+            wanted="none: only int8 and int16x8 are calibrated",
+            cure="Leave --calib out, or add --int8.",
         )
     model = options.model if isinstance(options.model, Named) else Named("model", options.model)
     report = Report(progress)
@@ -135,8 +146,8 @@ def tflite_convert(options: TfliteConvert, progress: Listener) -> LiteModel:
 def _gather(data: Any, traced: TracedModel, folder: Path, report: Report, *, role: str, limit: int | None) -> SampleSet:
     report.stage(f"reading {role} data")
     if not isinstance(data, NamedData):
-        pair = isinstance(data, tuple) and len(data) == 2 and role == "test"
-        data = NamedData(role, *data, f"{role} labels") if pair else NamedData(role, data)
+        pair = role == "test" and isinstance(data, tuple) and len(data) == 2
+        data = NamedData(role, data[0], data[1], f"{role} labels") if pair else NamedData(role, data)
     return gather(
         data,
         traced.signature.inputs,
@@ -206,6 +217,7 @@ def _provenance(
             "io": options.io or scheme.io,
             "signature": file.signature.name,
             "samples": calibration.count if calibration else None,
+            "output": str(options.output) if options.output else None,
         },
         calibration=calibration.name if calibration else None,
         calibration_sha256=calibration.sha256 if calibration else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -225,7 +225,7 @@ def _parity_findings(parity: Parity, scheme: str) -> Iterator[Finding]:
         yield Finding("error", "float-differs", f"{noise}, though nothing was quantized", "Please report this model.")
     elif parity.agreement is not None:
         if parity.agreement < LOW_AGREEMENT:
-            level = "error" if parity.agreement < POOR_AGREEMENT else "warning"
+            level: Literal["error", "warning"] = "error" if parity.agreement < POOR_AGREEMENT else "warning"
             message = f"the top class agrees with the source model's on only {parity.agreement:.1%} of the samples"
             yield Finding(level, "low-agreement", message, calibrate)
     elif parity.snr_db < LOW_SNR_DB:

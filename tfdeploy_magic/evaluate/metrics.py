@@ -53,14 +53,14 @@ def metric(name: str, *, higher_is_better: bool = True) -> Callable[[PerSample],
 @metric("accuracy")
 def correct(labels: npt.NDArray[Any], output: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """1.0 where the top class is the label; one output a sample is read as the probability of class 1."""
-    return (_classes(labels, output) == top_class(output)).astype(float)
+    return np.asarray(_classes(labels, output) == top_class(output), dtype=float)
 
 
 @metric("top_5_accuracy")
 def correct_in_five(labels: npt.NDArray[Any], output: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """1.0 where the label is among the five top classes."""
     top = np.argsort(output, axis=1)[:, -5:]
-    return np.any(top == _classes(labels, output)[:, None], axis=1).astype(float)
+    return np.asarray(np.any(top == _classes(labels, output)[:, None], axis=1), dtype=float)
 
 
 @metric("mae", higher_is_better=False)
@@ -177,14 +177,14 @@ def mcnemar(before: npt.NDArray[Any], after: npt.NDArray[Any]) -> float:
     better = int(np.sum((before == 0) & (after == 1)))
     n = worse + better
     tail = sum(math.comb(n, k) for k in range(min(worse, better) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return float(min(1.0, 2 * tail / 2**n))
 
 
 def _classes(labels: npt.NDArray[Any], output: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if labels.shape == output.shape and output.shape[1] > 1:
-        return np.argmax(labels, axis=1)
+        return np.asarray(np.argmax(labels, axis=1))
     return np.reshape(labels, len(output))
 
 
 def _by_sample(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return values.reshape(len(values), -1).mean(axis=1)
+    return np.asarray(values.reshape(len(values), -1).mean(axis=1))

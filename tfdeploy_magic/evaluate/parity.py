@@ -64,7 +64,7 @@ def compare(reference: Arrays, answers: Arrays) -> Parity:
 def predicted_class(output: npt.NDArray[Any]) -> npt.NDArray[np.intp] | None:
     """Return the top class of each sample for ``[count, classes >= 2]`` floating-point scores, else None."""
     if output.ndim == 2 and output.shape[1] >= 2 and np.issubdtype(output.dtype, np.floating):
-        return np.argmax(output, axis=1)
+        return np.asarray(np.argmax(output, axis=1))
     return None
 
 

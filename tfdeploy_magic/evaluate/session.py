@@ -1,4 +1,4 @@
-"""Running a .tflite file in LiteRT's interpreter, in a job: batched where the graph allows it, real numbers in and out."""
+"""Running a .tflite file in LiteRT's interpreter, in a job: batched where it can be, real numbers in and out."""
 
 from __future__ import annotations
 

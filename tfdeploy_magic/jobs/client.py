@@ -184,16 +184,16 @@ class Worker:
         self, process: _Process, task: str, arguments: Mapping[str, Any], crash: type[errors.JobCrashed]
     ) -> Any:
         ends = time.monotonic() + self.deadline
-        stage = "starting a job"
-        if process.pid is None:
-            self.listener(Progress(stage))
+        stage, fraction, stage_began = "starting a job", None, time.monotonic()
         process.send({"task": task, "arguments": dict(arguments)})
         while True:
             event = process.receive(timeout=POLL_SECONDS)
             if event is None:
                 self._check_limits(process, stage, ends)
+                self.listener(Progress(stage, fraction, time.monotonic() - stage_began))
             elif "progress" in event:
                 stage, fraction, elapsed = event["progress"]
+                stage_began = time.monotonic() - elapsed
                 self.listener(Progress(stage, fraction, elapsed))
             elif "result" in event:
                 self.cpu_seconds += event["cpu_seconds"]

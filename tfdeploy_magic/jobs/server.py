@@ -45,11 +45,11 @@ def main(control_fd: int) -> None:
     status_fds: dict[int, int] = {}
     try:
         while True:
-            ready, _, _ = select.select([control, woken], [], [])
+            ready, _, _ = select.select([control.fileno(), woken], [], [])
             if woken in ready:
                 os.read(woken, 4096)
                 _report_the_dead(status_fds)
-            if control in ready:
+            if control.fileno() in ready:
                 message, fds, _, _ = socket.recv_fds(control, 1, FDS_PER_REQUEST)
                 if not message:
                     return

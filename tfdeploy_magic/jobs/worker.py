@@ -22,10 +22,10 @@ PACKAGE = __name__.split(".", maxsplit=1)[0]
 def main(requests: int, events: int, output: int) -> None:
     """Serve one kernel.
 
-    Args:
-        requests: File descriptor to read requests from: ``{"task": "package.module:function", "arguments": {...}}``.
-        events: File descriptor to write to: ``{"progress": ...}`` lines, then ``{"result": ...}`` or ``{"error": ...}``.
-        output: File descriptor that takes standard output and standard error.
+    Args (file descriptors):
+        requests: Where requests come from: ``{"task": "package.module:function", "arguments": {...}}``.
+        events: Where answers go: ``{"progress": ...}`` lines, then ``{"result": ...}`` or ``{"error": ...}``.
+        output: What takes standard output and standard error.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     devnull = os.open(os.devnull, os.O_RDONLY)

@@ -37,7 +37,7 @@ _KNOWN_REFUSALS = (
 """What TensorFlow says, what it means, and the cure."""
 
 _CRASH_CURES = {
-    "calibrating": "Loops (LSTM, GRU) crash TensorFlow's calibrator: build the layer with unroll=True, or use --dynamic.",
+    "calibrating": "Loops (LSTM, GRU) crash TensorFlow's calibrator: build with unroll=True, or use --dynamic.",
 }
 """Stage -> the known cure when the process dies there."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import ModuleType
+from typing import cast
 
 from tfdeploy_magic.artifacts.signature import TensorSpec
 from tfdeploy_magic.errors import NotAModel
@@ -25,7 +26,7 @@ def input_specs(value: object, name: str) -> tuple[TensorSpec, ...]:
         NotAModel: No source can trace it.
         ModelNotReady: It is a model, but cannot be traced yet.
     """
-    return _kind_of(value, name).input_specs(value, name)
+    return cast(tuple[TensorSpec, ...], _kind_of(value, name).input_specs(value, name))
 
 
 def trace(value: object, name: str, signature: str | None = None) -> TracedModel:
@@ -42,10 +43,10 @@ def trace(value: object, name: str, signature: str | None = None) -> TracedModel
         NameNotFound: It has no such signature.
         UserCodeError: Its own code raised while being traced.
     """
-    return _kind_of(value, name).trace(value, name, signature)
+    return cast(TracedModel, _kind_of(value, name).trace(value, name, signature))
 
 
-def _kind_of(value: object, name: str) -> Any:
+def _kind_of(value: object, name: str) -> ModuleType:
     for kind in _KINDS:
         if kind.matches(value):
             return kind

@@ -26,9 +26,12 @@ def matches(value: object) -> bool:
 
 def input_specs(model: Any, name: str) -> tuple[TensorSpec, ...]:
     """Return what the model takes, under the names that ``model.export`` gives its inputs."""
+    specs = _flatten(_input_structure(model, name))
+    # export() opens every batch dimension; one that the model fixes on purpose stays fixed here.
+    batches = [tensor.shape[0] for tensor in model.inputs or ()] or [None] * len(specs)
     return tuple(
-        TensorSpec(spec.name or f"args_{position}", tuple(spec.shape), str(spec.dtype))
-        for position, spec in enumerate(_flatten(_input_structure(model, name)))
+        TensorSpec(spec.name or f"args_{position}", (batch, *spec.shape[1:]), str(spec.dtype))
+        for position, (spec, batch) in enumerate(zip(specs, batches, strict=True))
     )
 
 
@@ -60,7 +63,7 @@ def trace(model: Any, name: str, signature: str | None) -> TracedModel:
     except Exception as error:
         raise UserCodeError(
             f"{name} cannot be traced",
-            found=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}",
+            found=f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no message')}",
             wanted="a call() that runs as a graph",
             cure="Its own traceback follows.",
         ) from error

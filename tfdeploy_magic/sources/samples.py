@@ -147,8 +147,13 @@ def arrays_of(value: object, specs: Sequence[TensorSpec]) -> list[Any] | None:
 
 def is_array(value: object) -> bool:
     """Whether ``value`` is array-like with rows: numpy, TensorFlow, pandas, JAX or PyTorch on the CPU."""
-    shape = getattr(value, "shape", None)
-    return not inspect.isclass(value) and shape is not None and len(tuple(shape)) > 0 and hasattr(value, "__getitem__")
+    if inspect.isclass(value) or inspect.ismodule(value) or not hasattr(value, "__getitem__"):
+        return False
+    try:
+        rank = len(getattr(value, "shape"))  # noqa: B009  (a TensorShape of unknown rank has no length)
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return rank > 0
 
 
 def is_dataset(value: object) -> bool:

@@ -1,0 +1,1 @@
+"""The IPython face: magics made from the commands, completion, and what the kernel holds."""

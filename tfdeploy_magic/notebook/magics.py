@@ -1,0 +1,150 @@
+"""The magics: one for each command, all made by the same few lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets import Bool
+from traitlets.config import Configurable
+
+from tfdeploy_magic import __version__, jobs, sources
+from tfdeploy_magic.commands import tflite_convert  # noqa: F401  (importing a command registers it)
+from tfdeploy_magic.commands.declaration import COMMANDS, Command, FromKernel, Named, Options
+from tfdeploy_magic.errors import JobCancelled, NotAModel, TfdeployError
+from tfdeploy_magic.notebook import discovery, namespace
+from tfdeploy_magic.notebook.completer import matcher_for
+from tfdeploy_magic.notebook.display import Stage, brief, print_job_trace
+from tfdeploy_magic.notebook.parser import CommandParser, marker
+from tfdeploy_magic.sources.samples import NamedData
+
+
+class TFDeployMagics(Configurable):
+    """Convert, quantize and validate the model in this kernel."""
+
+    progress = Bool(True, help="Show progress while a command runs.").tag(config=True)
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        super().__init__(parent=shell)
+        self.shell = shell
+        self.parsers = {name: CommandParser(command) for name, command in COMMANDS.items()}
+        self.matcher = matcher_for(self.parsers, shell)
+        self._warm = False
+
+    def install(self) -> None:
+        """Register the magics, the completion, and the watch for a first model."""
+        for name in self.parsers:
+            self.shell.magics_manager.register_function(self._magic(name), magic_kind="line", magic_name=name)
+        configurables: list[Any] = self.shell.configurables  # what %config lists
+        configurables.append(self)
+        self.shell.Completer.custom_matchers.append(self.matcher)
+        self.shell.events.register("post_run_cell", self.warm_up_for_a_model)
+
+    def uninstall(self) -> None:
+        """Undo :meth:`install`."""
+        for name in self.parsers:
+            self.shell.magics_manager.magics["line"].pop(name, None)
+        configurables: list[Any] = self.shell.configurables
+        configurables.remove(self)
+        self.shell.Completer.custom_matchers.remove(self.matcher)
+        self.shell.events.unregister("post_run_cell", self.warm_up_for_a_model)
+
+    def warm_up_for_a_model(self, *_: object) -> None:
+        """Start the fork server when a model appears, so that TensorFlow is imported before it is needed."""
+        if not self._warm and namespace.models(self.shell.user_ns):
+            self._warm = True
+            jobs.warm_up()
+
+    def greeting(self) -> str:
+        """Return the one line that says what to type next."""
+        models = namespace.models(self.shell.user_ns)
+        name = models[-1] if models else "MODEL"
+        return f"tfdeploy_magic {__version__}. Try: %tflite_convert {name} --int8    (help: %tflite_convert?)"
+
+    def _magic(self, name: str) -> Callable[[str], Any]:
+        parser, command = self.parsers[name], COMMANDS[name]
+
+        def magic(line: str) -> Any:
+            parsed = parser.parse_line(line)
+            try:
+                return self._run(parser, command, parsed.values, parsed.variable)
+            except TfdeployError as error:
+                if parsed.debug:
+                    print_job_trace(error)
+                    raise
+                raise brief(error, self.shell) from error.__cause__
+
+        magic.__doc__ = parser.format_help()
+        magic.__name__ = name
+        return magic
+
+    def _run(self, parser: CommandParser, command: Command[Any], values: dict[str, Any], variable: str | None) -> Any:
+        options = self._resolved(parser, command, values)
+        stage = Stage(self.shell, show_progress=self.progress)
+        try:
+            result = command.run(options, stage.listen)
+        except KeyboardInterrupt:
+            stage.clear()
+            raise JobCancelled(
+                f"%{command.name} was stopped",
+                found="the stop button or Ctrl-C",
+                wanted="to run to its end",
+                cure="Nothing was written and your variables are as they were: run the line again when you like.",
+            ) from None
+        except BaseException:
+            stage.clear()
+            raise
+        stage.show(result)
+        if variable is not None:
+            self.shell.user_ns[variable] = result
+        return result
+
+    def _resolved(self, parser: CommandParser, command: Command[Any], values: dict[str, Any]) -> Options:
+        """Put kernel values in the place of names, and find the data that was not named."""
+        values = dict(values)
+        for name, field in command.options.model_fields.items():
+            kernel = marker(field, FromKernel)
+            if kernel is not None and name in values:
+                values[name] = self._kernel_value(kernel.kind, values[name])
+        options: Options = parser.validated(values)
+        found = self._found(options)
+        return parser.validated({**values, **found}) if found else options
+
+    def _kernel_value(self, kind: str, words: str) -> Any:
+        user_ns = self.shell.user_ns
+        if kind == "model":
+            return Named(words, namespace.lookup(words, user_ns, wanted="a model in this kernel"))
+        if kind == "function":
+            value = user_ns.get(words)
+            return Named(words, value) if callable(value) else words
+        data, _, labels = words.partition(",")
+        value = namespace.lookup(data, user_ns, wanted="data in this kernel")
+        if not labels:
+            return NamedData(data, value)
+        targets = namespace.lookup(labels, user_ns, wanted="labels in this kernel")
+        return NamedData(f"{data}, {labels}", value, targets, labels)
+
+    def _found(self, options: Options) -> dict[str, Any]:
+        missing = [name for name in options.data_to_find() if getattr(options, name) is None]
+        model = getattr(options, "model", None)
+        if not missing or not isinstance(model, Named):
+            return {}
+        if not sources.is_model(model.value):
+            names = namespace.models(self.shell.user_ns)
+            raise NotAModel(
+                f"{model.name} is not a model",
+                found=sources.describe(model.value),
+                wanted="a Keras model",
+                cure=f"Models in this kernel: {', '.join(names)}."
+                if names
+                else "There is no model in this kernel yet.",
+            )
+        specs = sources.input_specs(model.value, model.name)
+        found: dict[str, Any] = {}
+        if "calib" in missing:
+            found["calib"] = discovery.find_calibration(self.shell.user_ns, specs)
+        if "test" in missing:
+            calibration = found.get("calib", getattr(options, "calib", None))
+            found["test"] = discovery.find_test(self.shell.user_ns, specs, calibration, getattr(options, "samples", 0))
+        return found

@@ -1,0 +1,77 @@
+"""Numbers as people read them: used by every rendering, so that a card and its plain-text twin say the same."""
+
+from __future__ import annotations
+
+import math
+
+from tfdeploy_magic.artifacts.evidence import Latency, Score
+
+
+def size(count: int) -> str:
+    """Return bytes with a decimal unit: "22.3 kB"."""
+    if count < 1000:
+        return f"{count} B"
+    for unit, scale in (("kB", 1e3), ("MB", 1e6)):
+        if count < 999.5 * scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count / 1e9:.2f} GB"
+
+
+def share(value: float) -> str:
+    """Return a share as per cent: "97.2%"."""
+    return f"{100 * value:.1f}%"
+
+
+def score(value: Score, metric: str) -> str:
+    """Return a metric with its 95% interval: "97.2% (95.4–98.3)" for shares, "0.123 (0.120–0.126)" for others."""
+    percent = "accuracy" in metric
+    text = share(value.value) if percent else f"{value.value:.4g}"
+    if value.low is None or value.high is None:
+        return text
+    low, high = (f"{100 * end:.1f}" if percent else f"{end:.4g}" for end in (value.low, value.high))
+    return f"{text} ({low}–{high})"
+
+
+def score_change(before: Score, after: Score, metric: str) -> str:
+    """Return how a metric changed: "−0.4 points"."""
+    if "accuracy" in metric:
+        return f"{signed(100 * (after.value - before.value), 1)} points"
+    return signed(after.value - before.value, 4)
+
+
+def signed(value: float, digits: int) -> str:
+    """Return a number with its sign; a rounded zero is "±0"."""
+    text = f"{abs(value):.{digits}f}"
+    if float(text) == 0:
+        return "±0"
+    return f"{'−' if value < 0 else '+'}{text}"
+
+
+def milliseconds(value: float) -> str:
+    """Return a time with a unit that suits it: "4.2 µs", "1.25 ms"."""
+    if value < 0.1:
+        return f"{value * 1e3:.3g} µs"
+    return f"{value:.3g} ms" if value < 1000 else f"{value / 1e3:.3g} s"
+
+
+def latency(value: Latency) -> str:
+    """Return median and 95th percentile: "0.30 / 0.45 ms" with units."""
+    return f"{milliseconds(value.p50)} / {milliseconds(value.p95)}"
+
+
+def speed_up(before: Latency, after: Latency) -> str:
+    """Return how the median changed: "×4.1 faster" or "×2.0 slower"."""
+    ratio = before.p50 / after.p50
+    return f"×{ratio:.3g} faster" if ratio >= 1 else f"×{1 / ratio:.3g} slower"
+
+
+def decibels(value: float) -> str:
+    """Return a signal-to-noise ratio: "37.7 dB", "exact" when nothing differs."""
+    return "exact" if math.isinf(value) and value > 0 else f"{value:.1f} dB"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span for a progress line: "3 s", "2 min 05 s"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
