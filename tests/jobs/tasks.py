@@ -53,3 +53,28 @@ def fail(report: Report) -> None:
 def count(report: Report, to: int) -> int:
     report.stage("counting")
     return sum(1 for _ in report.counting((time.sleep(0.12) for _ in range(to)), to))
+
+
+def chatter(report: Report, seconds: float) -> None:
+    """Never silent for as long as the kernel waits before it looks at the deadline."""
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        report.stage("talking")
+        time.sleep(0.02)
+
+
+def leave(report: Report) -> None:
+    sys.exit("I am leaving")
+
+
+def say(report: Report, text: str) -> None:
+    print(text)
+    print(text.upper(), file=sys.stderr)
+
+
+def unspeakable(report: Report) -> object:
+    return {1, 2}
+
+
+def environment(report: Report) -> dict[str, Any]:
+    return {"devices": os.environ.get("CUDA_VISIBLE_DEVICES"), "main": vars(sys.modules["__main__"]).get("__file__")}

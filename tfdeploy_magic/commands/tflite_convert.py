@@ -26,6 +26,7 @@ from tfdeploy_magic.jobs import Report, Worker
 from tfdeploy_magic.jobs.progress import Listener
 from tfdeploy_magic.quantize import engine
 from tfdeploy_magic.quantize.schemes import SCHEMES, IoType, SchemeName
+from tfdeploy_magic.sources.native_output import native_stderr_to
 from tfdeploy_magic.sources.samples import NamedData, gather
 from tfdeploy_magic.sources.traced import TracedModel
 
@@ -124,7 +125,8 @@ def tflite_convert(options: TfliteConvert, progress: Listener) -> LiteModel:
             outputs = traced.predict(test, report)
             base = judge.baseline(outputs, task, traced.latency(test, report))
         report.stage("freezing")
-        saved_model = traced.save(folder / "saved_model")
+        with native_stderr_to(folder / "freezing.log"):
+            saved_model = traced.save(folder / "saved_model")
         files = engine.make_files(
             worker, saved_model, [scheme.name], folder / "made", io=options.io, calibration=calibration
         )
@@ -136,7 +138,7 @@ def tflite_convert(options: TfliteConvert, progress: Listener) -> LiteModel:
             evidence = judge.not_measured(traced.findings)
         report.stage("writing")
         file = _keep(file, target, f"{_file_name(model.name)}-{scheme.name}.tflite", force=options.force)
-        log = worker.output()
+        log = (folder / "freezing.log").read_text(errors="replace") + worker.output()
         report.finish()
         cpu_seconds = time.process_time() - began + worker.cpu_seconds
         provenance = _provenance(options, traced, saved_model, file, calibration, test, report, cpu_seconds, log)

@@ -56,7 +56,7 @@ def text(file: LiteFile, evidence: Evidence, provenance: Provenance) -> str:
     for finding in evidence.findings:
         lines += ["", f"  {_MARK[finding.level]} {finding.level}: {finding.message}."]
         lines += [f"    {finding.cure}"] if finding.cure else []
-    lines += ["", f"  next: {next_line(file, provenance)}"]
+    lines += ["", f"  next: {next_line(file, evidence, provenance)}"]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -72,19 +72,20 @@ def html(file: LiteFile, evidence: Evidence, provenance: Provenance) -> str:
         _figure(file, evidence, provenance),
         "".join(_finding(finding) for finding in evidence.findings),
         _fact_list(file, evidence, provenance),
-        f'<div style="margin-top:8px">next: <code>{escape(next_line(file, provenance))}</code></div>',
+        f'<div style="margin-top:8px">next: <code>{escape(next_line(file, evidence, provenance))}</code></div>',
         _details(file, provenance),
         "</div>",
     ]
     return "".join(parts)
 
 
-def next_line(file: LiteFile, provenance: Provenance) -> str:
-    """Return the line a person would most naturally type next."""
+def next_line(file: LiteFile, evidence: Evidence, provenance: Provenance) -> str:
+    """Return the line a person would most naturally type next; of a file that is not ok, nobody wants a copy."""
     name = provenance.source.partition(":")[0]
     if file.scheme == "float32":
         return f"%tflite_convert {name} --int8"
-    return f"%tflite_convert {name} --{file.scheme} -o {name.replace('.', '_')}.tflite"
+    keep = f" -o {name.replace('.', '_')}.tflite" if verdict(evidence) != "not ok" else ""
+    return f"%tflite_convert {name} --{file.scheme}{keep}"
 
 
 def _rows(file: LiteFile, evidence: Evidence, provenance: Provenance) -> list[_Row]:

@@ -21,11 +21,12 @@ def size_and_score(file: LiteFile, evidence: Evidence, provenance: Provenance) -
     Without a metric the right half shows parity instead, and says so when that was not measured either.
     """
     figure = Figure(figsize=(7.2, 1.75), facecolor=PAPER, layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.06)  # type: ignore[union-attr, call-arg]
+    left, right = figure.subplots(1, 2, sharey=True)
     names = ("SavedModel", f"{file.scheme} .tflite")
     _sizes(left, names, (provenance.source_size, file.size))
     if evidence.metric and evidence.score and evidence.baseline_score:
-        _scores(right, names, (evidence.baseline_score, evidence.score), evidence.metric, evidence.n)
+        _scores(right, (evidence.baseline_score, evidence.score), evidence.metric, evidence.n)
     else:
         _parity_only(right, evidence)
     return figure
@@ -35,13 +36,14 @@ def _sizes(axes: Axes, names: tuple[str, str], sizes: tuple[int, int]) -> None:
     _prepare(axes, "size")
     axes.barh([1, 0], sizes, height=0.56, color=(BEFORE, AFTER))
     axes.set_yticks([1, 0], names)
+    axes.set_ylim(-0.45, 1.65)
     axes.set_xlim(0, max(sizes) * 1.28)
     axes.set_xticks([])
     for position, count in zip((1, 0), sizes, strict=True):
         axes.annotate(words.size(count), (count, position), xytext=(5, 0), textcoords="offset points", va="center")
 
 
-def _scores(axes: Axes, names: tuple[str, str], scores: tuple[Score, Score], metric: str, n: int) -> None:
+def _scores(axes: Axes, scores: tuple[Score, Score], metric: str, n: int) -> None:
     interval = ", 95% interval" if scores[1].low is not None else ""
     _prepare(axes, f"{metric}{interval} ({n} samples)")
     percent = 100.0 if "accuracy" in metric else 1.0
@@ -53,16 +55,15 @@ def _scores(axes: Axes, names: tuple[str, str], scores: tuple[Score, Score], met
         axes.plot([value], [position], "o", color=color, markersize=7)
         label = f"{value:.1f}%" if percent == 100.0 else f"{value:.4g}"
         axes.annotate(label, (value, position), xytext=(0, 7), textcoords="offset points", ha="center", color=INK)
-    axes.set_yticks([1, 0], names)
-    axes.set_ylim(-0.45, 1.65)
     axes.margins(x=0.12)
+    axes.tick_params(axis="y", labelleft=False)
     axes.tick_params(axis="x", colors=QUIET, length=3)
 
 
 def _parity_only(axes: Axes, evidence: Evidence) -> None:
     _prepare(axes, "parity with the source model")
     axes.set_xticks([])
-    axes.set_yticks([])
+    axes.tick_params(axis="y", labelleft=False)
     lines = ["not measured"]
     if evidence.snr_db is not None:
         lines = [f"SNR {words.decibels(evidence.snr_db)}"]

@@ -1,0 +1,25 @@
+"""What TensorFlow's C++ code prints to standard error while a model is traced and frozen in the kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def native_stderr_to(path: Path) -> Iterator[None]:
+    """Append everything written to file descriptor 2 to ``path``, where it can be read with the rest of the log.
+
+    Notebooks show that descriptor's output as a red box under the cell; Python's own ``sys.stderr`` is left alone
+    there. In a terminal the two are one, so this is held only around calls into TensorFlow.
+    """
+    saved = os.dup(2)
+    try:
+        with path.open("ab") as sink:
+            os.dup2(sink.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
