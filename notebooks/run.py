@@ -51,11 +51,8 @@ def refresh() -> None:
         notebook = execute(path)
         for cell in notebook.cells:
             if cell.cell_type == "code":
-                cell.execution_count = None
                 cell.metadata.pop("execution", None)
                 cell.outputs = cell.outputs if "NBVAL_CHECK_OUTPUT" in cell.source else []
-                for output in cell.outputs:
-                    output.pop("execution_count", None)
         nbformat.write(notebook, path)
 
 

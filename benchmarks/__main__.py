@@ -1,0 +1,9 @@
+"""``python -m benchmarks``: everything, in one table."""
+
+from __future__ import annotations
+
+from benchmarks import conversion, startup, validation
+from benchmarks.report import run
+
+if __name__ == "__main__":
+    run(conversion.measure, validation.measure, startup.measure)

@@ -1,0 +1,107 @@
+"""Does the int8 file answer as its source does, on 1,797 digits: batches in a job, beside the usual loop.
+
+Both sides ask the source model and the file about every digit and compare the top classes. Wall time counts.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.conversion import CALIBRATION_SAMPLES, SMALL_TASK, convert_ours
+from benchmarks.models import digits, digits_cnn
+from benchmarks.report import Row, run
+from tfdeploy_magic import sources
+from tfdeploy_magic.artifacts.models import LiteFile
+from tfdeploy_magic.evaluate import measure as evaluation
+from tfdeploy_magic.evaluate.parity import compare
+from tfdeploy_magic.jobs import Report, Worker, silent
+from tfdeploy_magic.sources.samples import NamedData, gather
+from tfdeploy_magic.sources.traced import TracedModel
+
+ROUNDS = 3
+"""Of ours, before the loop and again after it: the machine may have become slower or faster in between."""
+PATIENCE_SECONDS = 180.0
+"""The loop is stopped after this long; its time for all samples is then an extrapolation, and said to be one."""
+
+
+def measure() -> Iterator[Row]:
+    """Measure both sides on the same file."""
+    subject = digits_cnn(CALIBRATION_SAMPLES)
+    samples, _ = digits()
+    with tempfile.TemporaryDirectory(prefix="tfdeploy-benchmark-") as folder:
+        files, _ = convert_ours(subject, Path(folder))
+        traced = sources.trace(subject.model, "model")
+        ours = [_ours(traced, files["int8"], samples) for _ in range(ROUNDS)]
+        plain_same, seconds = _by_hand(subject.model, files["int8"], samples)
+        ours += [_ours(traced, files["int8"], samples) for _ in range(ROUNDS)]
+    done, count = len(plain_same), len(samples)
+    looped = f"the loop took {seconds:.1f} s for {done} samples"
+    if done < count:
+        looped += f" and was stopped there: its time is SCALED by {count}/{done}"
+    yield Row(
+        f"validation of {count} digits, int8, s",
+        median(spent for _, spent in ours),
+        seconds * count / done,
+        least_ratio=8,
+        notes=(looped, "ours, rounds: " + ", ".join(f"{spent:.2f}" for _, spent in ours)),
+    )
+    unlike = max(int(np.sum(same[:done] != plain_same)) for same, _ in ours)
+    agreement = f"the file agrees with its source on {ours[0][0].mean():.2%} of all {count}"
+    yield Row("validation, digits judged differently", unlike, most=0, digits=0, notes=(agreement,))
+
+
+def _ours(traced: TracedModel, file: LiteFile, samples: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.bool_], float]:
+    """Return for each sample whether the classes agree, and the seconds; the worker is up but has opened no file."""
+    report = Report(silent)
+    with tempfile.TemporaryDirectory(prefix="tfdeploy-benchmark-") as scratch, Worker() as worker:
+        worker.call(SMALL_TASK, {})
+        folder = Path(scratch)
+        began = time.perf_counter()
+        drained = gather(
+            NamedData("digits", samples),
+            traced.signature.inputs,
+            folder / "test",
+            role="test",
+            limit=None,
+            seconds=60,
+            report=report,
+        )
+        expected = traced.predict(drained, report)
+        answers = evaluation.ask(worker, file, drained.files, folder / "answers")
+        compare(expected, answers)
+        seconds = time.perf_counter() - began
+        (wanted,), (got,) = expected.values(), answers.values()
+        return np.argmax(wanted, axis=1) == np.argmax(got, axis=1), seconds
+
+
+def _by_hand(model: Any, file: LiteFile, samples: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.bool_], float]:
+    """Return for each sample it came to whether the classes agree, and the seconds."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    model.predict(samples[:1], verbose=0)  # the first call traces
+    same: list[bool] = []
+    began = time.perf_counter()
+    interpreter = Interpreter(model_path=str(file.path))
+    interpreter.allocate_tensors()
+    (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()
+    scale, zero_point = source["quantization"]
+    while len(same) < len(samples) and time.perf_counter() - began < PATIENCE_SECONDS:
+        sample = samples[len(same) : len(same) + 1]
+        expected = model.predict(sample, verbose=0)
+        # Nothing is clipped: the digits that calibrated the file reach 0 and 1, the ends of the range.
+        interpreter.set_tensor(source["index"], np.round(sample / scale + zero_point).astype(np.int8))
+        interpreter.invoke()
+        same.append(bool(np.argmax(expected) == np.argmax(interpreter.get_tensor(target["index"]))))
+    return np.array(same), time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    run(measure)
