@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -95,7 +96,8 @@ def write_whole(source: Path, target: Path, *, force: bool) -> None:
     except OSError as error:
         raise _unwritable(target, error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only disk refuses even to look whether it is there
+            partial.unlink(missing_ok=True)
 
 
 def _exists(target: Path) -> OutputError:

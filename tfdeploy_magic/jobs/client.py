@@ -188,8 +188,9 @@ class Worker:
         process.send({"task": task, "arguments": dict(arguments)})
         while True:
             event = process.receive(timeout=POLL_SECONDS)
+            if event is None or "progress" in event:
+                self._check_limits(process, stage, ends)  # a job that reports without a pause has limits too
             if event is None:
-                self._check_limits(process, stage, ends)
                 self.listener(Progress(stage, fraction, time.monotonic() - stage_began))
             elif "progress" in event:
                 stage, fraction, elapsed = event["progress"]

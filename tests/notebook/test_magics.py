@@ -1,0 +1,231 @@
+"""The magic as a person uses it: every test here types into a real kernel."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.notebook.kernels import ROOT, Kernel, Shown, kernel
+
+SETUP = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import keras
+from sklearn.datasets import load_digits
+_digits = load_digits()
+x_train, x_test = [(a / 16).astype("float32")[..., None] for a in (_digits.images[:1297], _digits.images[1297:])]
+y_train, y_test = _digits.target[:1297], _digits.target[1297:]
+keras.utils.set_random_seed(0)
+model = keras.Sequential([
+    keras.Input((8, 8, 1)), keras.layers.Conv2D(16, 3, activation="relu"), keras.layers.MaxPooling2D(),
+    keras.layers.Flatten(), keras.layers.Dense(32, activation="relu"), keras.layers.Dense(10, activation="softmax"),
+])
+model.compile("adam", "sparse_categorical_crossentropy")
+model.fit(x_train, y_train, epochs=10, batch_size=32, verbose=0);
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    with kernel(tmp_path_factory.mktemp("kernel")) as running:
+        loaded = running.run("%load_ext tfdeploy_magic\nimport sys; print('tensorflow' in sys.modules)")
+        assert "%tflite_convert MODEL --int8" in loaded.streams["stdout"]
+        assert loaded.streams["stdout"].endswith("False\n"), "loading the extension must not import TensorFlow"
+        assert running.run(SETUP).status == "ok"
+        yield running
+
+
+def two_lines(shown: Shown, name: str) -> str:
+    """Return an error's text after checking that it is two lines and the kernel said it failed."""
+    assert shown.status == "error"
+    assert shown.error_name == name
+    assert len(shown.error_text.splitlines()) == 2, shown.error_text
+    return shown.error_text
+
+
+def test_the_line_as_typed_shows_a_card_and_gives_a_value(trained: Kernel) -> None:
+    shown = trained.run("lite = %tflite_convert model --int8")
+    assert shown.status == "ok"
+    assert len(shown.displays) == 1
+    assert "✓ ok" in shown.displays[0]["text/plain"]
+    assert "on x_train (100 of 1297 samples" in shown.displays[0]["text/plain"]
+    assert "data:image/png;base64," in shown.displays[0]["text/html"]
+    assert "stderr" not in shown.streams
+    value = trained.run("lite.scheme, lite.path.exists(), lite.size == lite.path.stat().st_size, lite.evidence.ok")
+    assert value.results[0]["text/plain"] == "('int8', True, True, True)"
+
+
+def test_the_card_is_shown_once_and_the_value_is_in_the_underscore(trained: Kernel) -> None:
+    shown = trained.run("%tflite_convert model --float16")
+    assert len(shown.displays) == 1
+    assert shown.results == []
+    assert trained.run("_.scheme").results[0]["text/plain"] == "'float16'"
+    again = trained.run("__")
+    assert "float16 .tflite" in again.results[0]["text/plain"], "later the value shows itself as any other"
+
+
+def test_as_keeps_the_result_in_a_variable_and_output_in_a_file(trained: Kernel, tmp_path: Path) -> None:
+    target = tmp_path / "a model.tflite"
+    shown = trained.run(f"%tflite_convert model --dynamic -o '{target}' --as kept\nprint(kept.path)")
+    assert shown.streams["stdout"].strip() == str(target)
+    assert target.read_bytes()[4:8] == b"TFL3"
+    before = target.read_bytes()
+    text = two_lines(trained.run(f"%tflite_convert model -o '{target}'"), "OutputError")
+    assert "existing file" in text and "--force" in text
+    assert target.read_bytes() == before
+    assert trained.run(f"%tflite_convert model -o '{target}' --force").status == "ok"
+    assert target.read_bytes() != before
+
+
+def test_named_data_and_metric_are_used(trained: Kernel) -> None:
+    trained.run("def share_of_sevens(labels, output): return float((output.argmax(1) == 7).mean())")
+    shown = trained.run("%tflite_convert model --int8 --calib x_test --test x_train,y_train --metric share_of_sevens")
+    assert "share_of_sevens" in shown.text
+    assert "tested       on x_train, y_train (1297 samples)" in shown.text
+
+
+@pytest.mark.parametrize(
+    ("line", "error", "said"),
+    [
+        ("%tflite_convert modle --int8", "NameNotFound", "Did you mean model"),
+        ("%tflite_convert x_train --int8", "NotAModel", "Models in this kernel: model"),
+        ("%tflite_convert keras.Sequential()", "NameNotFound", "Expressions are not evaluated"),
+        ("m = keras.Sequential([keras.layers.Dense(1)])\n%tflite_convert m", "ModelNotReady", "Call it once on data"),
+        ("%tflite_convert model --int8 --calib y_train", "DataError", "for input"),
+        ("e = x_train[:0]\n%tflite_convert model --int8 --calib e", "DataError", "no samples"),
+        ("n = x_train * float('nan')\n%tflite_convert model --int8 --calib n", "DataError", "NaN in sample 0"),
+        ("%tflite_convert model --int8 -o /no/such/folder/m.tflite", "OutputError", "no folder"),
+        ("%tflite_convert model --metric f1000", "NameNotFound", "there is no metric"),
+        ("%tflite_convert model --signature other", "NameNotFound", "serving_default"),
+        ("%tflite_convert model --float16 --io int8", "DataError", "--io int8"),
+        ("def f(): return 3\n%tflite_convert model --int8 --calib f", "UserCodeError", "must yield samples"),
+    ],
+)
+def test_a_mistake_costs_two_lines(trained: Kernel, line: str, error: str, said: str) -> None:
+    shown = trained.run(line)
+    assert shown.error_name == error
+    assert said in shown.error_text
+    if error != "UserCodeError":
+        two_lines(shown, error)
+    assert trained.run("model.count_params() > 0").results[0]["text/plain"] == "True"
+
+
+def test_a_typing_mistake_is_a_usage_error(trained: Kernel) -> None:
+    shown = trained.run("%tflite_convert model --int9")
+    assert shown.status == "error"
+    assert shown.streams["stderr"].startswith("UsageError: %tflite_convert: unknown: --int9")
+
+
+def test_a_generator_that_raises_shows_the_persons_own_traceback(trained: Kernel) -> None:
+    trained.run("def broken():\n    yield [x_train[:1]]\n    raise ValueError('my own mistake')")
+    text = trained.run("%tflite_convert model --int8 --calib broken").error_text
+    assert "raise ValueError('my own mistake')" in text
+    assert "tfdeploy_magic/" not in text
+
+
+def test_debug_shows_the_whole_traceback(trained: Kernel) -> None:
+    text = trained.run("%tflite_convert modle --debug").error_text
+    assert "namespace.py" in text
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
+def test_a_crash_in_the_job_costs_an_error_and_not_the_kernel(trained: Kernel, number: signal.Signals) -> None:
+    trained.run(_inject("die", f'{{"number": {int(number)}}}'))
+    text = two_lines(trained.run("%tflite_convert model"), "ConversionCrashed")
+    assert number.name in text
+    assert "stage 'dying'" in text
+    trained.run("Worker.call = real_call")
+    assert "✓ ok" in trained.run("%tflite_convert model").text
+
+
+def test_a_hang_in_the_job_ends_at_the_deadline(trained: Kernel) -> None:
+    trained.run(_inject("hang", "{}"))
+    text = two_lines(trained.run("%tflite_convert model --timeout 2"), "DeadlineExceeded")
+    assert "--timeout" in text
+    trained.run("Worker.call = real_call")
+    assert "✓ ok" in trained.run("%tflite_convert model").text
+
+
+def test_the_stop_button_ends_the_job_within_two_seconds_and_leaves_no_process(trained: Kernel) -> None:
+    trained.run(_inject("hang", "{}"))
+    kernel_process = psutil.Process(trained.manager.provisioner.pid)  # type: ignore[union-attr]
+    request = trained.start("%tflite_convert model")
+    ends = time.monotonic() + 30
+    while not (workers := _workers(kernel_process)) and time.monotonic() < ends:
+        time.sleep(0.05)
+    assert workers
+    began = time.monotonic()
+    trained.manager.interrupt_kernel()
+    text = two_lines(trained.wait(request), "JobCancelled")
+    assert time.monotonic() - began < 2
+    assert "was stopped" in text
+    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+    trained.run("Worker.call = real_call")
+    assert "✓ ok" in trained.run("%tflite_convert model").text
+
+
+def test_a_default_lstm_leaves_the_kernel_alive_with_a_named_error(trained: Kernel) -> None:
+    trained.run("lstm = keras.Sequential([keras.Input((8, 8)), keras.layers.LSTM(4)]); x_rows = x_train[..., 0]")
+    text = two_lines(trained.run("%tflite_convert lstm --int8"), "ConversionError")
+    assert "unroll=True" in text
+    trained.run("fixed = keras.Sequential([keras.Input((8, 8), batch_size=1), keras.layers.LSTM(4)])")
+    text = two_lines(trained.run("%tflite_convert fixed --int8"), "ConversionCrashed")
+    assert "SIGSEGV" in text and "unroll=True" in text
+    assert trained.run("%tflite_convert fixed").status == "ok", "float works at the fixed batch size"
+    trained.run("del lstm, fixed, x_rows")
+
+
+def test_an_untrained_model_converts_but_is_not_ok(trained: Kernel) -> None:
+    shown = trained.run("fresh = keras.models.clone_model(model)\n%tflite_convert fresh --int8")
+    assert "looks untrained" in shown.displays[0]["text/plain"]
+    assert trained.run("_.evidence.ok").results[0]["text/plain"] == "False"
+    trained.run("del fresh")
+
+
+def test_help_and_completion_come_from_the_declaration(trained: Kernel) -> None:
+    help_text = trained.client.inspect("%tflite_convert", 15, reply=True, timeout=20)["content"]["data"]["text/plain"]
+    assert "--int16x8" in help_text and "representative_dataset" in help_text
+
+    def complete(line: str) -> list[str]:
+        return list(trained.client.complete(line, len(line), reply=True, timeout=20)["content"]["matches"])
+
+    assert complete("%tflite_convert mo") == ["model"]
+    assert complete("lite = %tflite_convert model --int") == ["--int16x8", "--int8"]
+    assert complete("%tflite_convert model --int8 --io u") == ["uint8"]
+    assert complete("%tflite_convert model --calib x_tr") == ["x_train"]
+    assert complete("%tflite_convert model --test x_test,y_te") == ["y_test"]
+    assert complete("%tflite_convert model --metric acc") == ["accuracy"]
+    assert "x_train" in complete("x_tr"), "ordinary completion is left alone"
+
+
+def test_unloading_takes_the_magic_away_and_loading_twice_is_once(trained: Kernel) -> None:
+    trained.run("%load_ext tfdeploy_magic\n%reload_ext tfdeploy_magic")
+    assert (
+        trained.run("len([c for c in get_ipython().configurables if type(c).__name__ == 'TFDeployMagics'])").results[0][
+            "text/plain"
+        ]
+        == "1"
+    )
+    trained.run("%unload_ext tfdeploy_magic")
+    assert "not found" in trained.run("%tflite_convert model").streams.get("stderr", "")
+    trained.run("%load_ext tfdeploy_magic")
+    assert trained.run("%config TFDeployMagics.progress = False").status == "ok"
+    assert "✓ ok" in trained.run("%tflite_convert model").text
+
+
+def _inject(task: str, arguments: str) -> str:
+    return f"""
+from tfdeploy_magic.jobs import Worker
+real_call = Worker.call
+Worker.call = lambda self, task, args, **kw: real_call(self, "tests.jobs.tasks:{task}", {arguments}, **kw)
+"""
+
+
+def _workers(kernel_process: psutil.Process) -> list[psutil.Process]:
+    """Return the jobs: children of the fork server, which is a child of the kernel."""
+    return [worker for server in kernel_process.children() for worker in server.children()]
