@@ -174,3 +174,10 @@ def test_a_change_too_small_to_show_is_not_a_change() -> None:
 def test_a_slower_file_is_called_slower() -> None:
     assert words.speed_up(Latency(1, 1, 10, 1), Latency(4, 4, 10, 1)) == "×4 slower"
     assert words.speed_up(Latency(4, 4, 10, 1), Latency(1, 1, 10, 1)) == "×4 faster"
+
+
+def test_a_home_folder_is_not_named() -> None:
+    file = replace(FILE, path=Path.home() / ".cache" / "model-int8.tflite")
+    for rendering in card.mimebundle(file, EVIDENCE, PROVENANCE).values():
+        assert "~/.cache/model-int8.tflite" in rendering
+        assert str(Path.home()) not in rendering

@@ -121,7 +121,7 @@ def _facts(file: LiteFile, evidence: Evidence, provenance: Provenance) -> list[t
             ("timed", f"one sample, {evidence.latency.threads} thread in LiteRT, TensorFlow's own choice in the kernel")
         )
     stored = provenance.options.get("output") is None
-    where = f"{file.path}" + ("  (in the store; keep a copy with .save(PATH) or -o PATH)" if stored else "")
+    where = words.path(file.path) + ("  (in the store; keep a copy with .save(PATH) or -o PATH)" if stored else "")
     return [*facts, ("route", " → ".join(provenance.route)), ("file", where)]
 
 

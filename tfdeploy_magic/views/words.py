@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from tfdeploy_magic.artifacts.evidence import Latency, Score
 
@@ -68,6 +69,14 @@ def speed_up(before: Latency, after: Latency) -> str:
 def decibels(value: float) -> str:
     """Return a signal-to-noise ratio: "37.7 dB", "exact" when nothing differs."""
     return "exact" if math.isinf(value) and value > 0 else f"{value:.1f} dB"
+
+
+def path(value: Path) -> str:
+    """Return a path with the person's home folder as "~": cards are shared, home folders have names in them."""
+    try:
+        return f"~/{value.relative_to(Path.home())}"
+    except ValueError:
+        return str(value)
 
 
 def duration(seconds: float) -> str:
