@@ -128,6 +128,13 @@ def test_a_generator_that_raises_shows_the_persons_own_traceback(trained: Kernel
     assert "tfdeploy_magic/" not in text
 
 
+def test_a_generator_that_hangs_ends_at_the_deadline(trained: Kernel) -> None:
+    trained.run("import time\ndef hanging():\n    yield [x_train[:1]]\n    time.sleep(600)")
+    text = trained.run("%tflite_convert model --int8 --calib hanging --timeout 1").error_text
+    assert text.startswith("UserCodeError: the generator hanging hung: found nothing after 1 s")
+    assert "✓ ok" in trained.run("%tflite_convert model").text
+
+
 def test_debug_shows_the_whole_traceback(trained: Kernel) -> None:
     text = trained.run("%tflite_convert modle --debug").error_text
     assert "namespace.py" in text

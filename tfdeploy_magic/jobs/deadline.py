@@ -58,8 +58,8 @@ def iterate(iterable: Callable[[], Iterable[Item]], *, seconds: float, what: str
                 raise UserCodeError(
                     f"{what} hung",
                     found=f"nothing after {seconds:g} s",
-                    wanted="a result within the deadline",
-                    cure="Find what it waits for, or allow more with --timeout SECONDS.",
+                    wanted="an item within that time",
+                    cure="Find what it waits for; its thread is left behind, so restart the kernel if it holds a lock.",
                 ) from None
             if error is not None:
                 raise UserCodeError(
