@@ -104,6 +104,7 @@ def tflite_convert(options: TfliteConvert, progress: Listener) -> LiteModel:
         )
     model = options.model if isinstance(options.model, Named) else Named("model", options.model)
     report = Report(progress)
+    patience = min(PATIENCE_SECONDS, options.timeout)
     began = time.process_time()
     with (
         tempfile.TemporaryDirectory(prefix="tfdeploy-") as scratch,
@@ -114,11 +115,13 @@ def tflite_convert(options: TfliteConvert, progress: Listener) -> LiteModel:
         traced = sources.trace(model.value, model.name, options.signature)
         calibration = None
         if scheme.calibrated:
-            calibration = _gather(options.calib, traced, folder, report, role="calibration", limit=options.samples)
+            calibration = _gather(
+                options.calib, traced, folder, report, role="calibration", limit=options.samples, seconds=patience
+            )
         test = None
         if options.test is not None:
-            test = _gather(options.test, traced, folder, report, role="test", limit=None)
-        task = _task(options, test)
+            test = _gather(options.test, traced, folder, report, role="test", limit=None, seconds=patience)
+        task = _task(options, test, patience)
         base = None
         if test is not None:
             report.stage("asking the source model")
@@ -145,7 +148,9 @@ def tflite_convert(options: TfliteConvert, progress: Listener) -> LiteModel:
     return LiteModel(file, evidence, provenance, source_reference(model.value))
 
 
-def _gather(data: Any, traced: TracedModel, folder: Path, report: Report, *, role: str, limit: int | None) -> SampleSet:
+def _gather(
+    data: Any, traced: TracedModel, folder: Path, report: Report, *, role: str, limit: int | None, seconds: float
+) -> SampleSet:
     report.stage(f"reading {role} data")
     if not isinstance(data, NamedData):
         pair = role == "test" and isinstance(data, tuple) and len(data) == 2
@@ -156,12 +161,12 @@ def _gather(data: Any, traced: TracedModel, folder: Path, report: Report, *, rol
         folder / role,
         role=role,
         limit=limit,
-        seconds=PATIENCE_SECONDS,
+        seconds=seconds,
         report=report,
     )
 
 
-def _task(options: TfliteConvert, test: SampleSet | None) -> judge.Task:
+def _task(options: TfliteConvert, test: SampleSet | None, seconds: float) -> judge.Task:
     metric, name = options.metric, "metric"
     if isinstance(metric, Named):
         metric, name = metric.value, metric.name
@@ -177,7 +182,7 @@ def _task(options: TfliteConvert, test: SampleSet | None) -> judge.Task:
             wanted="labelled test data",
             cure="Name it with its labels: --test x_test,y_test.",
         )
-    return judge.Task(labels, metric, name, min(PATIENCE_SECONDS, options.timeout))
+    return judge.Task(labels, metric, name, seconds)
 
 
 def _keep(file: LiteFile, target: Path | None, name: str, *, force: bool) -> LiteFile:

@@ -148,8 +148,11 @@ def custom_score(
     """
     output = next(iter(outputs.values())) if len(outputs) == 1 else outputs
     answer = deadline.call(lambda: function(labels, output), seconds=seconds, what=f"the metric {name}")
-    value = np.asarray(answer)
-    if value.size != 1 or not np.issubdtype(value.dtype, np.number) or not np.isfinite(value).all():
+    try:
+        value = np.asarray(answer)
+    except ValueError:  # rows of different length
+        value = np.asarray(answer, dtype=object)
+    if value.size != 1 or value.dtype.kind not in "iuf" or not np.isfinite(value).all():
         raise DataError(
             f"the metric {name} is of no use",
             found=f"{value.dtype.name}{list(value.shape)}" if value.size != 1 else str(value.item()),

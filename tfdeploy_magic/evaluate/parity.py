@@ -45,7 +45,8 @@ def compare(reference: Arrays, answers: Arrays) -> Parity:
         wanted = np.asarray(expected, dtype=np.float64)
         got = np.asarray(answers[name], dtype=np.float64)
         finite = finite and bool(np.isfinite(got).all())
-        difference = np.abs(wanted - got)
+        with np.errstate(invalid="ignore"):  # infinity - infinity; `finite` tells
+            difference = np.abs(wanted - got)
         absolute.append(difference.ravel())
         snr.append(_snr_db(wanted, difference))
         if (wanted_class := predicted_class(expected)) is not None:
@@ -73,4 +74,4 @@ def _snr_db(reference: npt.NDArray[np.float64], difference: npt.NDArray[np.float
     signal = float(np.sum(reference**2))
     if noise == 0.0:
         return float("inf")
-    return float(10 * np.log10(signal / noise)) if signal else float("-inf")
+    return float(10 * np.log10(signal / noise)) if signal and np.isfinite(noise) else float("-inf")

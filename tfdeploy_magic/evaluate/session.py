@@ -133,9 +133,15 @@ def _spec(name: str, details: dict[str, Any]) -> TensorSpec:
     return TensorSpec(name, shape, dtype)
 
 
-@functools.lru_cache(maxsize=2)
 def _open(path: str, sha256: str) -> LiteSession:
-    """Load a file once for the many calls a warm worker answers, and only if it is the file that was made.
+    """Load a file once for the many calls a warm worker answers, and only if it is the file that was made."""
+    now = Path(path).stat()
+    return _open_as_of(path, sha256, (now.st_ino, now.st_size, now.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=2)
+def _open_as_of(path: str, sha256: str, stamp: tuple[int, ...]) -> LiteSession:
+    """Load a file; a changed ``stamp`` makes a warm worker look again.
 
     More than half of all corrupted files load and run without a word, so the digest and not the loader decides.
     """

@@ -28,7 +28,7 @@ def input_specs(model: Any, name: str) -> tuple[TensorSpec, ...]:
     """Return what the model takes, under the names that ``model.export`` gives its inputs."""
     specs = _flatten(_input_structure(model, name))
     # export() opens every batch dimension; one that the model fixes on purpose stays fixed here.
-    batches = [tensor.shape[0] for tensor in model.inputs or ()] or [None] * len(specs)
+    batches = [tensor.shape[0] for tensor in getattr(model, "inputs", None) or ()] or [None] * len(specs)
     return tuple(
         TensorSpec(spec.name or f"args_{position}", (batch, *spec.shape[1:]), str(spec.dtype))
         for position, (spec, batch) in enumerate(zip(specs, batches, strict=True))

@@ -100,7 +100,7 @@ def gather(
     count = 0
     try:
         for inputs, targets in blocks:
-            take = min(len(inputs[0]), total - count) if inputs else 0
+            take = min(_common_length(inputs, specs, data, role), total - count)
             for sink, spec, array in zip(sinks, specs, inputs, strict=True):
                 sink.append(_fitting(array[:take], spec, data.name, role, count, option))
             if targets is not None:
@@ -141,7 +141,10 @@ def arrays_of(value: object, specs: Sequence[TensorSpec]) -> list[Any] | None:
         fits = isinstance(value, list | tuple) and len(value) == len(specs) and all(map(is_array, value))
         return list(value) if fits else None  # type: ignore[call-overload]
     if isinstance(value, list) and value and not isinstance(value[0], Mapping):
-        value = np.asarray(value)
+        try:
+            value = np.asarray(value)
+        except ValueError:  # items of different shape
+            return None
     return [value] if is_array(value) else None
 
 
@@ -169,6 +172,14 @@ def fits(shape: Sequence[int | None], wanted: Sequence[int | None]) -> bool:
 
 
 def _common_length(columns: list[Any], specs: Sequence[TensorSpec], data: NamedData, role: str) -> int:
+    for spec, column in zip(specs, columns, strict=True):
+        if not len(getattr(column, "shape", None) or np.shape(column)):
+            raise DataError(
+                f"{data.name} cannot be used for {role}",
+                found=f"a single value for input {spec.name}",
+                wanted=f"samples: {spec}",
+                cure="Give arrays with a batch dimension: x[i:i+1].",
+            )
     lengths = {spec.name: len(column) for spec, column in zip(specs, columns, strict=True)}
     if len(set(lengths.values())) > 1:
         raise DataError(
@@ -271,12 +282,25 @@ def _element(element: Any, specs: Sequence[TensorSpec], data: NamedData, role: s
     """Read one element of a ``tf.data`` dataset: x, (x, y) or (x, y, weight), batched or not."""
     targets = None
     if isinstance(element, tuple) and not _is_inputs(element, specs):
-        element, targets = element[0], np.asarray(element[1])
+        element, targets = element[0], _targets(element[1], data, role)
     inputs = _inputs(element, specs, data, role)
     if unbatched:
         inputs = [array[np.newaxis] for array in inputs]
         targets = None if targets is None else np.asarray(targets)[np.newaxis]
     return inputs, targets
+
+
+def _targets(labels: Any, data: NamedData, role: str) -> npt.NDArray[Any] | None:
+    if not isinstance(labels, Mapping | tuple | list):
+        return np.asarray(labels)
+    if role == "calibration":
+        return None
+    raise DataError(
+        f"the labels in {data.name} cannot be used for {role}",
+        found=f"{len(labels)} of them for each sample",
+        wanted="one",
+        cure=f"Choose one: {data.name}.map(lambda x, y: (x, y[KEY])).",
+    )
 
 
 def _is_inputs(element: tuple[Any, ...], specs: Sequence[TensorSpec]) -> bool:
