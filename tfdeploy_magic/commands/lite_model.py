@@ -110,13 +110,12 @@ class LiteModel:
         """
         name = self.provenance.source.partition(":")[0]
         model = self._source() if self._source is not None else None
-        metric_name = getattr(metric, "__name__", "metric")
         report = Report(silent)
         with tempfile.TemporaryDirectory(prefix="tfdeploy-") as scratch:
             folder = Path(scratch)
             data = NamedData("x", x, labels=y, labels_name="y")
             samples = self._gather(data, folder / "in")
-            task = judge.Task(samples.labels, metric, metric_name, PATIENCE_SECONDS)
+            task = judge.task(samples.labels, metric, PATIENCE_SECONDS)
             traced = None if model is None else sources.trace(model, name, self.file.signature.name)
             if traced is not None and traced.weights_sha256() == self.provenance.weights_sha256:
                 base = judge.baseline(traced.predict(samples, report), task, traced.latency(samples, report))

@@ -167,22 +167,11 @@ def _gather(
 
 
 def _task(options: TfliteConvert, test: SampleSet | None, seconds: float) -> judge.Task:
-    metric, name = options.metric, "metric"
-    if isinstance(metric, Named):
-        metric, name = metric.value, metric.name
-    elif callable(metric):
-        name = getattr(metric, "__name__", name)
-    if isinstance(metric, str):
-        metrics.named_metric(metric)
+    metric = options.metric
     labels = test.labels if test else None
-    if metric is not None and labels is None:
-        raise DataError(
-            f"--metric {metric if isinstance(metric, str) else name} cannot be measured",
-            found="no labels",
-            wanted="labelled test data",
-            cure="Name it with its labels: --test x_test,y_test.",
-        )
-    return judge.Task(labels, metric, name, seconds)
+    if isinstance(metric, Named):
+        return judge.task(labels, metric.value, seconds, metric.name)
+    return judge.task(labels, metric, seconds)
 
 
 def _keep(file: LiteFile, target: Path | None, name: str, *, force: bool) -> LiteFile:

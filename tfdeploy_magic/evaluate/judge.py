@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from tfdeploy_magic.artifacts.evidence import MINIMUM_SAMPLES, Evidence, Finding, Latency, Score
 from tfdeploy_magic.artifacts.signature import Arrays
+from tfdeploy_magic.errors import DataError
 from tfdeploy_magic.evaluate import metrics
 from tfdeploy_magic.evaluate.parity import Parity, compare, predicted_class
 
@@ -67,6 +68,34 @@ class Task:
             chosen = metrics.named_metric(self.metric)
         value, per_sample = metrics.score(chosen, self.labels, outputs)
         return Scored(chosen.name, value, per_sample)
+
+
+def task(
+    labels: npt.NDArray[Any] | None, metric: str | MetricFunction | None, seconds: float, name: str | None = None
+) -> Task:
+    """Say how answers are to be scored, and fail before any work is done when they cannot be.
+
+    Args:
+        labels: Targets of the test samples, or None.
+        metric: A name, the person's function, or None for accuracy where that makes sense.
+        seconds: How long the function may take.
+        name: What the person calls the function; its own name when None.
+
+    Raises:
+        NameNotFound: There is no metric of that name.
+        DataError: A metric was asked for, but there are no labels.
+    """
+    if isinstance(metric, str):
+        name = metrics.named_metric(metric).name
+    called = str(name or getattr(metric, "__name__", "metric"))
+    if metric is not None and labels is None:
+        raise DataError(
+            f"--metric {called} cannot be measured",
+            found="no labels",
+            wanted="labelled test data",
+            cure="Name it with its labels: --test x_test,y_test.",
+        )
+    return Task(labels, metric, called, seconds)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ class _Server:
             process = self.process if self._owner == os.getpid() else None
             self._forget()
         if process is not None:
+            process.terminate()  # it may still be importing TensorFlow, deaf to its closed socket
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=5)
 

@@ -34,6 +34,7 @@ def main(control_fd: int) -> None:
         control_fd: A Unix stream socket; each byte that arrives brings :data:`FDS_PER_REQUEST` file descriptors.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     if FORKING:
         for module in PRELOAD:
             importlib.import_module(module)
@@ -76,6 +77,7 @@ def _start_worker(requests: int, events: int, output: int, *, inherited: tuple[i
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for fd in inherited:
             os.close(fd)
         _die_with_the_server()

@@ -133,7 +133,11 @@ def _arrays(value: Any, specs: Sequence[TensorSpec]) -> list[Any] | None:
 
 def _array_fits(array: Any, spec: TensorSpec) -> bool:
     shape = tuple(array.shape)
-    return shape[0] > 0 and fits((None, *shape[1:]), (None, *spec.shape[1:])) and _same_kind(array.dtype, spec)
+    return (
+        shape[0] > 0
+        and fits((None, *shape[1:]), (None, *spec.shape[1:]))
+        and _same_kind(getattr(array, "dtype", None), spec)
+    )
 
 
 def _dataset_fits(shapes: list[Any], specs: Sequence[TensorSpec]) -> bool:

@@ -6,6 +6,7 @@ of the person's code runs here, in the kernel, under a deadline.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ def gather(
         chosen = rows
         if limit is not None and len(rows) > limit:
             chosen = np.sort(np.random.default_rng(SEED).permutation(rows)[:limit])
+        columns = [column if isinstance(column, np.ndarray) else np.asarray(column) for column in columns]
         blocks, total = _blocks_of(columns, _labels_of(data, available), chosen), len(chosen)
         few = f"{len(chosen)} of {available} samples, drawn at random" if len(chosen) < available else ""
     else:
@@ -213,13 +215,7 @@ def _blocks_of(
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         index: Any = slice(part[0], part[-1] + 1) if consecutive else part
-        yield [_pick(column, index) for column in columns], None if labels is None else labels[index]
-
-
-def _pick(column: Any, index: Any) -> npt.NDArray[Any]:
-    if isinstance(column, np.ndarray):
-        return np.asarray(column[index])
-    return np.asarray(np.asarray(column)[index])
+        yield [np.asarray(column[index]) for column in columns], None if labels is None else labels[index]
 
 
 def _streamed_blocks(data: NamedData, specs: Sequence[TensorSpec], role: str, seconds: float) -> Iterator[Block]:
@@ -260,12 +256,13 @@ def _inputs(item: Any, specs: Sequence[TensorSpec], data: NamedData, role: str) 
     """Read one item of a representative dataset: a list in argument order, a dict by name, or the one array."""
     if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], Mapping):
         item = item[1]  # (signature, inputs), as TensorFlow's guide for several signatures writes it
-    if isinstance(item, Mapping) and all(spec.name in item for spec in specs):
-        return [np.asarray(item[spec.name]) for spec in specs]
-    if isinstance(item, list | tuple) and len(item) == len(specs):
-        return [np.asarray(array) for array in item]
-    if len(specs) == 1 and is_array(item):
-        return [np.asarray(item)]
+    with contextlib.suppress(ValueError):  # lists whose rows differ in length are no arrays
+        if isinstance(item, Mapping) and all(spec.name in item for spec in specs):
+            return [np.asarray(item[spec.name]) for spec in specs]
+        if isinstance(item, list | tuple) and len(item) == len(specs):
+            return [np.asarray(array) for array in item]
+        if len(specs) == 1 and is_array(item):
+            return [np.asarray(item)]
     names = ", ".join(spec.name for spec in specs)
     found = f"a dict with {', '.join(map(str, item))}" if isinstance(item, Mapping) else f"a {type(item).__name__}"
     if isinstance(item, list | tuple):
