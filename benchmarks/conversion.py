@@ -141,7 +141,7 @@ def _compare(subject: Subject, *, least_ratio: float, rounds: int) -> tuple[Row,
         notes=(f"rounds: by hand {_spread(by_hand)}; ours {_spread(ours)}",),
     )
     words = f"five schemes, {subject.name}, largest difference of answers"
-    return times, Row(words, max(differences), most=0, digits=0, notes=(f"{len(subject.test)} samples each",))
+    return times, Row(words, float(np.max(differences)), most=0, digits=0, notes=(f"{len(subject.test)} samples each",))
 
 
 def _difference(content: bytes, other: bytes, samples: npt.NDArray[np.float32]) -> float:

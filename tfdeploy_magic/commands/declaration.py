@@ -87,8 +87,11 @@ class Command(Generic[Result]):
         progress = inspect.Parameter("progress", inspect.Parameter.KEYWORD_ONLY, default=silent, annotation=Listener)
         arguments = "\n".join(f"    {name}: {field.description}" for name, field in fields.items())
         notes = "    progress: Called with each step of the work."
+        _, heading, outcome = (inspect.getdoc(self.run) or "").partition("Returns:")
         object.__setattr__(self, "__signature__", inspect.Signature([*parameters, progress]))
-        object.__setattr__(self, "__doc__", f"{inspect.getdoc(self.options)}\n\nArgs:\n{arguments}\n{notes}")
+        object.__setattr__(
+            self, "__doc__", f"{inspect.getdoc(self.options)}\n\nArgs:\n{arguments}\n{notes}\n\n{heading}{outcome}"
+        )
         object.__setattr__(self, "__name__", self.name)
 
     def __call__(self, *positional: Any, progress: Listener = silent, **options: Any) -> Result:

@@ -38,8 +38,8 @@ LOG_LIMIT = 20_000
 class TfliteConvert(Options):
     """Convert a model to a .tflite file and measure it against the model it came from.
 
-    Give no data, and arrays or datasets in the kernel that fit the model calibrate and test it; the result says
-    which. Each number in it was measured.
+    A notebook finds arrays and datasets in its kernel that fit the model, calibrates and tests with them, and says
+    which. Each number in the result was measured.
     """
 
     model: Annotated[Any, FromKernel("model"), OnTheLine(positional=True)] = Field(description="the model to convert")
@@ -75,7 +75,17 @@ class TfliteConvert(Options):
 
 @command("tflite_convert", TfliteConvert)
 def tflite_convert(options: TfliteConvert, progress: Listener) -> LiteModel:
-    """Trace, freeze, convert, measure, keep."""
+    """Trace, freeze, convert, measure, keep.
+
+    Returns:
+        The file with its evidence and the recipe that made it.
+
+    Raises:
+        InputError: Something named cannot be used; nothing was started.
+        UserCodeError: The model's call(), a generator or a metric raised or hung.
+        ConversionError: TensorFlow refused the model.
+        JobError: The conversion crashed, hung or outgrew its memory; this process is unharmed.
+    """
     jobs.warm_up()
     scheme = SCHEMES[options.scheme]
     target = options.output.expanduser() if options.output else None

@@ -45,6 +45,14 @@ class LiteSession:
         self._batch = 0
         self._resizable = all(spec.shape and spec.shape[0] is None for _, spec in self._inputs.values())
 
+    def load(self) -> None:
+        """Make ready for one sample, as the first prediction would.
+
+        Raises:
+            RuntimeError: The interpreter refuses the file.
+        """
+        self._prepare(1)
+
     def predict(self, inputs: Arrays, report: Report) -> Arrays:
         """Answer every sample.
 

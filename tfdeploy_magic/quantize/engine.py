@@ -14,6 +14,7 @@ from tfdeploy_magic.convert import contract
 from tfdeploy_magic.convert.converter import FrozenGraph
 from tfdeploy_magic.convert.describe import describe
 from tfdeploy_magic.errors import ConversionCrashed, ConversionError, JobFailed
+from tfdeploy_magic.evaluate.session import LiteSession
 from tfdeploy_magic.jobs import Report, Worker
 from tfdeploy_magic.quantize.schemes import SCHEMES, IoType
 
@@ -158,8 +159,23 @@ def convert_task(
                 content = _quantize(float_model, scheme, io, samples, asked, report)
         path = target / f"{scheme}.tflite"
         path.write_bytes(content)
+        report.stage("loading the file")
+        _check_that_it_loads(path, scheme)
         made[scheme] = {"path": str(path), "description": describe(path)}
     return made
+
+
+def _check_that_it_loads(path: Path, scheme: str) -> None:
+    """Load a finished file where it will run: TensorFlow's quantizers write files that no interpreter takes."""
+    try:
+        LiteSession(path).load()
+    except (RuntimeError, ValueError) as error:
+        raise ConversionError(
+            f"the {scheme} file was made, but LiteRT cannot run it",
+            found=str(error).strip().splitlines()[0].rstrip("."),
+            wanted="a file that its interpreter loads",
+            cure="Try another scheme: --dynamic and --float16 quantize no activations.",
+        ) from error
 
 
 def _quantize(float_model: bytes, scheme: str, io: str, samples: Arrays, signature: Signature, report: Report) -> bytes:
