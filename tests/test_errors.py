@@ -44,7 +44,9 @@ def test_a_name_that_is_no_plain_error_of_ours_becomes_the_base(name: str) -> No
 
 
 def test_a_crash_names_signal_stage_and_last_words() -> None:
-    crash = errors.ConversionCrashed("it died", signal=signal.SIGSEGV, stage="calibrating", last_lines=("a", "the end."))
+    crash = errors.ConversionCrashed(
+        "it died", signal=signal.SIGSEGV, stage="calibrating", last_lines=("a", "the end.")
+    )
     assert "SIGSEGV in stage 'calibrating'; its last words: \"the end\"" in str(crash)
     assert isinstance(crash, errors.JobError)
     unseen = errors.JobCrashed("it died", signal=None, stage="s", last_lines=())

@@ -134,9 +134,7 @@ def test_a_read_only_disk_is_an_error_that_says_so(source: Path, read_only_disk:
             attempt()
 
 
-def test_a_closed_folder_is_an_error_that_says_so(
-    source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_closed_folder_is_an_error_that_says_so(source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> Any:
         raise PermissionError(errno.EACCES, "Permission denied")
 

@@ -99,9 +99,10 @@ def test_a_converted_model_that_answers_nan_once_is_never_ok(broken: float) -> N
     assert not evidence.ok
 
 
-def test_a_source_model_that_answers_nan_is_never_ok() -> None:
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_source_model_that_answers_nan_is_never_ok(broken: float) -> None:
     source = scores(LABELS)
-    source["y"][7] = np.nan
+    source["y"][7] = broken
     for answers in (source, scores(LABELS)):
         evidence = judged(source, answers, LABELS)
         assert "baseline-not-finite" in codes(evidence)

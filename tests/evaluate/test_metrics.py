@@ -119,7 +119,9 @@ def test_a_persons_metric_gets_labels_and_output_and_gives_one_number_without_an
     ids=str,
 )
 def test_a_metric_that_gives_no_finite_number_is_of_no_use(answer: Any) -> None:
-    with pytest.raises(DataError, match=r"the metric mine is of no use[^!]*one finite number[^!]*mine\(labels, output\)"):
+    with pytest.raises(
+        DataError, match=r"the metric mine is of no use[^!]*one finite number[^!]*mine\(labels, output\)"
+    ):
         custom(lambda labels, output: answer)
 
 

@@ -108,7 +108,8 @@ def from_function(function: Any, shape: list[int | None]) -> bytes:
             return {"y": function(x)}
 
     module = Module()
-    return bytes(tf.lite.TFLiteConverter.from_concrete_functions([module.__call__.get_concrete_function()]).convert())
+    concrete = module.__call__.get_concrete_function()
+    return bytes(tf.lite.TFLiteConverter.from_concrete_functions([concrete], module).convert())
 
 
 def a_reshape_to_a_constant_batch(x: Any) -> Any:
@@ -140,9 +141,7 @@ def test_a_worker_answers_as_the_loop_by_hand(
     name = file.inputs[0].name
     samples = SampleSet(save_arrays(tmp_path / "in", {name: digits.x_test[:70]}), 70, "x")
     got = measure.ask(worker, file, samples.files, tmp_path / "out")
-    np.testing.assert_array_equal(
-        only(got), only(by_hand.answers(contents["int8"], {name: digits.x_test[:70]}))
-    )
+    np.testing.assert_array_equal(only(got), only(by_hand.answers(contents["int8"], {name: digits.x_test[:70]})))
     latency = measure.time_one(worker, file, samples.files)
     assert 0 < latency.p50 <= latency.p95
     assert latency.runs >= 10

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tfdeploy_magic.artifacts.models import LiteFile, SavedModelDir
@@ -100,7 +102,20 @@ def make_files(
     for scheme, file in files.items():
         asked_io = (io if scheme == "int8" else None) or SCHEMES[scheme].io
         contract.check(file, saved_model.signature, io=asked_io)
-    return files
+    return {scheme: _in_argument_order(file, saved_model.signature) for scheme, file in files.items()}
+
+
+def _in_argument_order(file: LiteFile, asked: Signature) -> LiteFile:
+    """Undo the quantizer's sorting of names: a list of inputs is read in the order of the model's arguments."""
+    got = file.signatures[asked.name]
+    inputs = {spec.name: spec for spec in got.inputs}
+    outputs = {spec.name: spec for spec in got.outputs}
+    ordered = Signature(
+        asked.name,
+        tuple(inputs[spec.name] for spec in asked.inputs),
+        tuple(outputs[spec.name] for spec in asked.outputs),
+    )
+    return replace(file, signatures=MappingProxyType({asked.name: ordered}))
 
 
 def _explained(error: JobFailed) -> ConversionError | JobFailed:
