@@ -194,3 +194,19 @@ def test_a_kept_file_that_rotted_is_written_again(source: Path) -> None:
 def test_the_store_moves_with_xdg_cache_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert tmp_path in store.store_folder().parents
+
+
+def test_a_disk_without_hard_links_is_written_to_and_still_nothing_is_replaced(
+    source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(store.os, "link", refuse)
+    store.write_whole(source, folder / "m.tflite", force=False)
+    assert (folder / "m.tflite").read_bytes() == source.read_bytes()
+    (folder / "mine").write_text("mine")
+    with pytest.raises(OutputError, match="existing file"):
+        store.write_whole(source, folder / "mine", force=False)
+    assert (folder / "mine").read_text() == "mine"
+    assert sorted(path.name for path in folder.iterdir()) == ["m.tflite", "mine"]

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from tests.jobs.processes import run_python
@@ -131,3 +134,17 @@ def test_what_a_job_prints_stays_out_of_the_kernel_and_can_be_read(
 def test_a_job_sees_no_gpu_and_not_the_persons_script(worker: Worker) -> None:
     assert worker.call("tests.jobs.tasks:environment", {}) == {"devices": "-1", "main": None}
     assert vars(sys.modules["__main__"]).get("__file__") is not None
+
+
+def test_a_worker_that_was_ended_while_idle_is_replaced_without_a_word(worker: Worker) -> None:
+    first = worker.call("tests.jobs.tasks:echo", {})["pid"]
+    os.kill(first, signal.SIGKILL)
+    psutil.wait_procs([process] if (process := _process(first)) else [], timeout=5)
+    assert worker.call("tests.jobs.tasks:echo", {})["pid"] != first
+
+
+def _process(pid: int) -> psutil.Process | None:
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None

@@ -14,7 +14,7 @@ from tests.evaluate import by_hand
 from tfdeploy_magic import sources
 from tfdeploy_magic.artifacts.models import LiteFile, SavedModelDir
 from tfdeploy_magic.artifacts.samples import SampleSet, save_arrays
-from tfdeploy_magic.errors import ConversionCrashed, ConversionError
+from tfdeploy_magic.errors import ConversionCrashed, ConversionError, DataError
 from tfdeploy_magic.jobs import Progress, Worker
 from tfdeploy_magic.quantize import engine
 from tfdeploy_magic.quantize.schemes import SCHEMES
@@ -181,3 +181,12 @@ def test_an_operation_without_a_builtin_is_refused_by_its_name(tmp_path: Path, w
     saved, _ = saved_and_calibrated(model, SEQUENCES[:, 0], tmp_path)
     with pytest.raises(ConversionError, match=r"the operation tf\.Erf[^!]*preprocessing"):
         engine.make_files(worker, saved, ["float32"], tmp_path / "made")
+
+
+def test_fewer_samples_than_one_fixed_batch_cannot_calibrate(tmp_path: Path) -> None:
+    import keras
+
+    model = keras.Sequential([keras.Input((3,), batch_size=8), keras.layers.Dense(2)])
+    rows = np.ones((5, 3), "float32")
+    with pytest.raises(DataError, match="found 5 samples.\nWanted at least 8"):
+        made(model, rows, tmp_path, "int8")

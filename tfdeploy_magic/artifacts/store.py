@@ -90,7 +90,7 @@ def write_whole(source: Path, target: Path, *, force: bool) -> None:
         if force:
             partial.replace(target)
         else:
-            os.link(partial, target)  # unlike replace, a link refuses to overwrite
+            _move_without_replacing(partial, target)
     except FileExistsError as error:
         raise _exists(target) from error
     except OSError as error:
@@ -98,6 +98,17 @@ def write_whole(source: Path, target: Path, *, force: bool) -> None:
     finally:
         with contextlib.suppress(OSError):  # a read-only disk refuses even to look whether it is there
             partial.unlink(missing_ok=True)
+
+
+def _move_without_replacing(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)  # unlike replace, a link refuses to overwrite
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        # A disk without hard links (FAT, some network mounts): take the name first, then put the file there.
+        target.touch(exist_ok=False)
+        source.replace(target)
 
 
 def _exists(target: Path) -> OutputError:

@@ -156,6 +156,8 @@ class Worker:
             KeyboardInterrupt: The person pressed stop; the worker is gone.
         """
         with self._lock:
+            if self._process is not None and self._process.gone():
+                self._discard()  # something ended it while it was idle
             if self._process is None:
                 self._process = _Process()
                 self._finalizer = weakref.finalize(self, self._process.kill)
@@ -262,6 +264,10 @@ class _Process:
         if self._pid is None and select.select([self._status], [], [], 0)[0]:
             self._pid = _read_number(self._status)
         return self._pid
+
+    def gone(self) -> bool:
+        """Whether the process has ended."""
+        return self.pid is not None and not _running(self._status)
 
     def send(self, request: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError):  # dead already: receive() will say so

@@ -15,7 +15,7 @@ from tfdeploy_magic.artifacts.signature import Arrays, Signature
 from tfdeploy_magic.convert import contract
 from tfdeploy_magic.convert.converter import FrozenGraph
 from tfdeploy_magic.convert.describe import describe
-from tfdeploy_magic.errors import ConversionCrashed, ConversionError, JobFailed
+from tfdeploy_magic.errors import ConversionCrashed, ConversionError, DataError, JobFailed
 from tfdeploy_magic.evaluate.session import LiteSession
 from tfdeploy_magic.jobs import Report, Worker
 from tfdeploy_magic.quantize.schemes import SCHEMES, IoType
@@ -68,10 +68,19 @@ def make_files(
         Scheme -> its file, checked against what was asked.
 
     Raises:
+        DataError: There are fewer calibration samples than one batch of a model with a fixed batch size.
         ConversionError: TensorFlow refused the model, or made something else than was asked.
         ConversionCrashed: The converter died; the cure is named where it is known.
         JobError: It hung or outgrew its memory.
     """
+    batch = saved_model.signature.inputs[0].shape[0] or 1
+    if calibration is not None and calibration.count < batch:
+        raise DataError(
+            f"{calibration.name} cannot calibrate this model",
+            found=f"{calibration.count} samples",
+            wanted=f"at least {batch}, the batch size the model was built with",
+            cure="Give more with --calib and --samples.",
+        )
     folder.mkdir(parents=True, exist_ok=True)
     arguments = {
         "saved_model": str(saved_model.path),

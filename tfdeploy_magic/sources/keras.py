@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tfdeploy_magic.artifacts.evidence import Finding
 from tfdeploy_magic.artifacts.signature import Signature, TensorSpec
 from tfdeploy_magic.errors import ModelNotReady, NameNotFound, UserCodeError
+from tfdeploy_magic.sources.naming import describe
 from tfdeploy_magic.sources.traced import TracedModel
 
 SIGNATURE_NAME = "serving_default"
@@ -36,7 +37,7 @@ def input_specs(model: Any, name: str) -> tuple[TensorSpec, ...]:
 
 
 def trace(model: Any, name: str, signature: str | None) -> TracedModel:
-    """Trace the model for inference, its batch size left open."""
+    """Trace the model for inference, its batch size left open unless the model fixes it."""
     import tensorflow as tf
 
     structure = _input_structure(model, name)
@@ -105,7 +106,7 @@ def _input_structure(model: Any, name: str) -> Any:
     except ValueError as error:
         raise ModelNotReady(
             f"{name} is not built",
-            found=f"a {type(model).__name__} that does not know its input shape",
+            found=f"{describe(model)} that does not know its input shape",
             wanted="a model that has been called or built",
             cure=f"Call it once on data: {name}(x[:1]), or start it with keras.Input(shape=...).",
         ) from error

@@ -20,6 +20,7 @@ from tfdeploy_magic.artifacts.samples import SampleSet
 from tfdeploy_magic.artifacts.signature import TensorSpec
 from tfdeploy_magic.errors import DataError
 from tfdeploy_magic.jobs import Report, deadline
+from tfdeploy_magic.sources.naming import describe
 
 STREAM_LIMIT = 10_000
 """Samples taken from a generator or dataset when no limit is given: it may never end."""
@@ -242,8 +243,6 @@ def _iterable(data: NamedData, role: str) -> Callable[[], Iterable[Any]]:
         return make
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
         return lambda: value
-    from tfdeploy_magic.sources import describe
-
     raise DataError(
         f"{data.name} cannot be used for {role}",
         found=describe(value),
