@@ -188,5 +188,5 @@ def test_fewer_samples_than_one_fixed_batch_cannot_calibrate(tmp_path: Path) -> 
 
     model = keras.Sequential([keras.Input((3,), batch_size=8), keras.layers.Dense(2)])
     rows = np.ones((5, 3), "float32")
-    with pytest.raises(DataError, match="found 5 samples.\nWanted at least 8"):
+    with pytest.raises(DataError, match=r"found 5 samples\.\nWanted at least 8"):
         made(model, rows, tmp_path, "int8")
