@@ -13,7 +13,7 @@ from tests.evaluate import by_hand
 from tests.jobs.processes import gone_within
 from tfdeploy_magic.commands.lite_model import LiteModel
 from tfdeploy_magic.commands.tflite_convert import tflite_convert
-from tfdeploy_magic.errors import DataError, JobCrashed, OutputError, UserCodeError
+from tfdeploy_magic.errors import DataError, OutputError, UserCodeError
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +71,12 @@ def test_samples_that_do_not_fit_are_refused(lite: LiteModel, digits: Digits, wr
         lite.predict(wrong(digits.x_test[:4]))
 
 
-def test_a_killed_worker_costs_one_answer_and_no_more(lite: LiteModel, digits: Digits) -> None:
+def test_a_worker_killed_while_idle_costs_no_answer(lite: LiteModel, digits: Digits) -> None:
     import psutil
 
     expected = lite.predict(digits.x_test[:2])
     psutil.Process(lite._worker.pid).kill()
     assert gone_within(2, lite._worker.pid)
-    with pytest.raises(JobCrashed):
-        lite.predict(digits.x_test[:2])
     np.testing.assert_array_equal(lite.predict(digits.x_test[:2]), expected)
 
 

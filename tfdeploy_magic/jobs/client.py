@@ -15,7 +15,6 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -247,13 +246,12 @@ class _Process:
         requests, self._requests = os.pipe()
         self._events, events = os.pipe()
         self._status, status = os.pipe()
-        with tempfile.NamedTemporaryFile(prefix="tfdeploy-job-", suffix=".log", delete=False) as log:
-            self._log = Path(log.name)
-            try:
-                _server.request([requests, events, log.fileno(), status])
-            finally:
-                for fd in (requests, events, status):
-                    os.close(fd)
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (nameless: even a killed kernel leaves no file behind)
+        try:
+            _server.request([requests, events, self._log.fileno(), status])
+        finally:
+            for fd in (requests, events, status):
+                os.close(fd)
         self._buffer = b""
         self._pid: int | None = None
         self._exit: int | None = None
@@ -303,7 +301,11 @@ class _Process:
         return self._exit
 
     def output(self) -> str:
-        return self._log.read_text(errors="replace") if self._log.exists() else ""
+        if self._log.closed:
+            return ""
+        # Read at a position of its own: the worker writes through the same open file.
+        size = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
 
     def kill(self) -> None:
         """End the process, wait for it, and close everything; safe to call twice."""
@@ -319,7 +321,7 @@ class _Process:
                 with contextlib.suppress(OSError):
                     os.close(fd)
             self._requests = self._events = self._status = -1
-        self._log.unlink(missing_ok=True)
+        self._log.close()
 
 
 def _running(status_fd: int) -> bool:
