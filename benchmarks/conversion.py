@@ -67,7 +67,7 @@ def start_server() -> float:
 
 
 def convert_ours(subject: Subject, folder: Path) -> tuple[dict[str, LiteFile], float]:
-    """Make the five files as ``%tflite_convert`` does and return them and the CPU seconds."""
+    """Make the five files from one trace with the stages of ``%tflite_convert``; return them and the CPU seconds."""
     report = Report(silent)
     began = time.process_time()
     with Worker() as worker:

@@ -113,8 +113,7 @@ def _circumstances() -> list[str]:
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
     return [
         f"Date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
-        f"Machine: {_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}; "
-        f"load average {load}",
+        f"Machine: {_processor()}, {os.cpu_count()} cores, {platform.system()}; load average {load}",
         f"Versions: Python {platform.python_version()}, {versions}",
     ]
 

@@ -146,6 +146,7 @@ def test_progress_goes_through_every_stage(trained_cnn: Any, digits: Digits) -> 
         "calibrating",
         "quantizing",
         "loading the file",
+        "timing the source model",
         "validating",
         "timing",
         "writing",

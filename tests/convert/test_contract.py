@@ -23,18 +23,18 @@ def asked(trained_cnn: Any) -> Signature:
 
 @pytest.fixture(scope="module")
 def float_file(trained_cnn: Any, tmp_path_factory: pytest.TempPathFactory) -> LiteFile:
-    return written(by_hand.plain_file(trained_cnn), tmp_path_factory)
+    return written(by_hand.plain_file(trained_cnn), tmp_path_factory, "float32")
 
 
 @pytest.fixture(scope="module")
 def int8_file(trained_cnn: Any, digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> LiteFile:
-    return written(by_hand.plain_file(trained_cnn, "int8", "int8", digits.x_train[:20]), tmp_path_factory)
+    return written(by_hand.plain_file(trained_cnn, "int8", "int8", digits.x_train[:20]), tmp_path_factory, "int8")
 
 
-def written(content: bytes, factory: pytest.TempPathFactory) -> LiteFile:
+def written(content: bytes, factory: pytest.TempPathFactory, scheme: str) -> LiteFile:
     path: Path = factory.mktemp("file") / "m.tflite"
     path.write_bytes(content)
-    return LiteFile.from_description(path, "int8", describe(path))
+    return LiteFile.from_description(path, scheme, describe(path))
 
 
 def test_a_file_that_is_what_was_asked_for_passes(float_file: LiteFile, int8_file: LiteFile, asked: Signature) -> None:
@@ -45,6 +45,9 @@ def test_a_file_that_is_what_was_asked_for_passes(float_file: LiteFile, int8_fil
 def test_a_float_file_where_int8_was_asked_is_a_failure(float_file: LiteFile, asked: Signature) -> None:
     with pytest.raises(ContractBroken, match=r"float32\[\?, 8, 8, 1\][^!]*int8 for"):
         contract.check(float_file, asked, io="int8")
+    for scheme, activations in (("int8", "int8"), ("int16x8", "int16")):
+        with pytest.raises(ContractBroken, match=f"Wanted {activations} activations"):
+            contract.check(replace(float_file, scheme=scheme), asked, io="float32")
 
 
 @pytest.mark.parametrize("io", ["float32", "uint8"])

@@ -13,9 +13,10 @@ LABELS = RANDOM.integers(0, 10, 1000)
 
 
 def scores(classes: np.ndarray) -> dict[str, np.ndarray]:
-    """Class scores whose top classes are ``classes``."""
+    """Probabilities whose top classes are ``classes``."""
     noise = np.random.default_rng(1).uniform(0, 0.01, (len(classes), 10))
-    return {"y": (np.eye(10)[classes] + noise).astype("float32")}
+    raw = np.eye(10)[classes] + noise
+    return {"y": (raw / raw.sum(axis=1, keepdims=True)).astype("float32")}
 
 
 def wrong_on(count: int) -> np.ndarray:
@@ -28,7 +29,7 @@ def judged(
     source: dict[str, Any], answers: dict[str, Any], labels: Any = None, scheme: str = "int8", **task: Any
 ) -> Evidence:
     task = judge.Task(labels, **task)
-    base = judge.baseline(source, task, None)
+    base = judge.baseline(source, task)
     return judge.judge(base, answers, task, scheme=scheme, latency=None, findings=())
 
 
@@ -164,7 +165,7 @@ def test_a_float32_file_must_answer_as_its_source_does() -> None:
 def test_findings_come_worst_first_and_bring_those_from_elsewhere() -> None:
     note, error = Finding("note", "n", "n"), Finding("error", "e", "e")
     task = judge.Task()
-    base = judge.baseline(scores(LABELS[:10]), task, None)
+    base = judge.baseline(scores(LABELS[:10]), task)
     evidence = judge.judge(base, scores(LABELS[:10]), task, scheme="int8", latency=None, findings=(note, error))
     assert [finding.code for finding in evidence.findings] == ["e", "few-samples", "n"]
 
@@ -181,5 +182,31 @@ def test_a_persons_metric_is_scored_for_both_models() -> None:
 
     evidence = judged(scores(LABELS), scores(LABELS), LABELS, metric=worst, metric_name="worst")
     assert evidence.metric == "worst"
-    assert evidence.score.value == evidence.baseline_score.value == pytest.approx(1.01, abs=0.01)
+    assert evidence.score.value == evidence.baseline_score.value == np.max(scores(LABELS)["y"])
     assert evidence.accuracy is None
+
+
+def test_a_regressor_with_poor_snr_is_not_excused_by_its_largest_coordinate() -> None:
+    boxes = RANDOM.normal(size=(500, 4)) + np.array([0, 0, 0, 50])
+    evidence = judged({"box": boxes}, {"box": boxes + RANDOM.normal(size=(500, 4)) * 20})
+    assert evidence.agreement is None
+    assert codes(evidence) + codes(evidence, "warning") != []
+    assert "baseline-collapsed" not in codes(evidence)
+
+
+def test_an_error_that_got_worse_is_found_for_any_metric() -> None:
+    labels = RANDOM.normal(size=(500, 1))
+    source = {"y": labels + RANDOM.normal(size=(500, 1)) * 0.1}
+    worse = judged(source, {"y": source["y"] + RANDOM.normal(size=(500, 1)) * 0.2}, labels, metric="mae")
+    assert "metric-drop" in codes(worse)
+    same = judged(source, {"y": source["y"] + 1e-6}, labels, metric="mae")
+    assert "metric-drop" not in codes(same) + codes(same, "warning")
+
+
+def test_labels_that_are_true_or_false_are_classes() -> None:
+    truth = RANDOM.integers(0, 2, 200).astype(bool)
+    logits = np.where(truth, 3.0, -3.0)[:, None]
+    task = judge.task(truth, None, 60.0)
+    scored = task.score({"y": logits})
+    assert scored is not None
+    assert (scored.metric, scored.score.value) == ("accuracy", 1.0)

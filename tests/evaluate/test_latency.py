@@ -13,7 +13,7 @@ def test_warm_up_runs_are_not_counted() -> None:
 
 
 def test_latency_is_median_and_95th_percentile_in_ms() -> None:
-    latency = summarize([number / 1000 for number in range(1, 102)], threads=3)
+    latency = summarize([number / 1000 for number in range(1, 102)], threads=3, batch=1)
     assert latency.p50 == pytest.approx(51.0)
     assert latency.p95 == pytest.approx(96.0)
     assert (latency.runs, latency.threads) == (101, 3)

@@ -19,7 +19,7 @@ def test_snr_is_ten_decades_of_signal_over_noise() -> None:
 
 
 def test_equal_answers_have_infinite_snr() -> None:
-    y = np.ones((3, 2))
+    y = np.full((3, 2), 0.5)
     parity = compare({"y": y}, {"y": y.copy()})
     assert parity.snr_db == math.inf
     assert parity.agreement == 1.0
@@ -68,4 +68,13 @@ def test_differences_of_large_float32_answers_do_not_overflow() -> None:
     ],
 )
 def test_class_scores_are_two_or_more_real_numbers_a_sample(output: np.ndarray, is_score: bool) -> None:
-    assert (predicted_class(output) is not None) is is_score
+    assert (predicted_class(output, classifier=True) is not None) is is_score
+    assert predicted_class(output, classifier=False) is None, "not probabilities"
+
+
+def test_the_largest_coordinate_of_a_regressor_is_not_a_class() -> None:
+    boxes = np.tile([[1.0, 2.0, 3.0, 9.0]], (50, 1))
+    assert compare({"box": boxes}, {"box": boxes + 0.1}).agreement is None
+    assert compare({"logits": boxes}, {"logits": boxes + 0.1}, classifier=True).agreement == 1.0
+    probabilities = np.tile([[0.1, 0.2, 0.3, 0.4]], (50, 1))
+    assert compare({"p": probabilities}, {"p": probabilities[:, ::-1]}).agreement == 0.0

@@ -96,3 +96,12 @@ def test_datasets_fit_by_what_their_elements_are() -> None:
 def test_labels_are_found_by_the_ways_people_name_them(data: str, labels: str) -> None:
     assert labels_for(data, 5, {data: images(5), labels: np.zeros(5)}) == labels
     assert labels_for(data, 5, {data: images(5), labels: np.zeros(6)}) is None
+
+
+def test_a_symbolic_input_left_over_from_building_the_model_is_no_data() -> None:
+    import keras
+
+    kernel = {"inputs": keras.Input((4, 4, 1)), "x_train": images(200)}
+    assert find_calibration(kernel, IMAGE).name == "x_train"
+    with pytest.raises(DataError):
+        find_calibration({"inputs": kernel["inputs"]}, IMAGE)

@@ -47,7 +47,7 @@ PROVENANCE = Provenance(
     source_size=64_100,
     weights_sha256="cd" * 32,
     route=("traced", "converted"),
-    options={"scheme": "int8", "output": None},
+    options={"scheme": "int8", "io": "int8", "output": None},
     calibration="x_train (100 of 1300 samples)",
     calibration_sha256="ef" * 32,
     test="x_test (500 samples)",
@@ -127,7 +127,7 @@ def test_markup_in_names_findings_and_logs_is_text() -> None:
     ],
 )
 def test_the_verdict_is_ok_only_when_measured_and_without_error(evidence: Evidence, said: str) -> None:
-    assert card.verdict(evidence) == said
+    assert evidence.verdict == said
     assert said in card.text(FILE, evidence, PROVENANCE).splitlines()[0]
 
 
@@ -140,7 +140,7 @@ def test_what_was_not_measured_is_called_that() -> None:
 
 def test_nobody_is_told_to_keep_a_file_that_is_not_ok() -> None:
     assert card.next_line(FILE, EVIDENCE, PROVENANCE) == "%tflite_convert model --int8 -o model.tflite"
-    assert "-o" not in card.next_line(FILE, replace(EVIDENCE, n=3), PROVENANCE)
+    assert card.next_line(FILE, replace(EVIDENCE, n=3), PROVENANCE) is None
     assert card.next_line(replace(FILE, scheme="float32"), EVIDENCE, PROVENANCE) == "%tflite_convert model --int8"
 
 

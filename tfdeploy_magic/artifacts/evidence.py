@@ -43,19 +43,21 @@ class Score:
 
 @dataclass(frozen=True)
 class Latency:
-    """Time for one sample, batch size 1, in milliseconds.
+    """Time for one sample, or for one batch of a model whose batch size is fixed, in milliseconds.
 
     Args:
         p50: The median.
         p95: The 95th percentile.
         runs: How many timed runs after warm-up.
         threads: Threads the interpreter was given; 0 where TensorFlow chose for itself.
+        batch: Samples at a time.
     """
 
     p50: float
     p95: float
     runs: int
     threads: int
+    batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,14 @@ class Evidence:
     def measured(self) -> bool:
         """Whether the converted model's answers were compared with the source model's at all."""
         return self.n > 0
+
+    @property
+    def verdict(self) -> Literal["ok", "not ok", "not measured"]:
+        """What to call the result in one or two words."""
+        if self.ok:
+            return "ok"
+        failed = any(finding.level == "error" for finding in self.findings)
+        return "not ok" if self.measured or failed else "not measured"
 
     @property
     def ok(self) -> bool:

@@ -44,17 +44,21 @@ def check_writable(target: Path, *, force: bool) -> None:
     Raises:
         OutputError: It exists and ``force`` is False, is a folder, or its folder is missing or closed to us.
     """
-    if target.is_dir():
+    try:
+        is_folder, exists, has_folder = target.is_dir(), target.exists(), target.parent.is_dir()
+    except OSError as error:  # a closed folder on the way
+        raise _unwritable(target, error) from error
+    if is_folder:
         raise OutputError(
             f"cannot write {target}",
             found="a folder",
             wanted="a file name",
             cure=f"Try -o {target / 'model.tflite'}.",
         )
-    if target.exists() and not force:
+    if exists and not force:
         raise _exists(target)
     folder = target.parent
-    if not folder.is_dir():
+    if not has_folder:
         raise OutputError(
             f"cannot write {target}",
             found=f"no folder {folder}",

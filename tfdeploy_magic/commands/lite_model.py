@@ -118,7 +118,8 @@ class LiteModel:
             task = judge.task(samples.labels, metric, PATIENCE_SECONDS)
             traced = None if model is None else sources.trace(model, name, self.file.signature.name)
             if traced is not None and traced.weights_sha256() == self.provenance.weights_sha256:
-                base = judge.baseline(traced.predict(samples, report), task, traced.latency(samples, report))
+                base = judge.baseline(traced.predict(samples, report), task)
+                base = replace(base, latency=traced.latency(samples, report))
                 return measure.measure(self._worker, self.file, samples, base, task, folder / "out", traced.findings)
             answers = measure.ask(self._worker, self.file, samples.files, folder / "out")
             scored = task.score(answers)
@@ -150,10 +151,11 @@ class LiteModel:
         Raises:
             OutputError: It cannot be written there.
         """
-        target = Path(path).expanduser()
+        target = Path(path).expanduser().absolute()
         store.check_writable(target, force=force)
         store.write_whole(self.path, target, force=force)
-        return replace(self, file=replace(self.file, path=target), _worker=Worker())
+        made = replace(self.provenance, options={**self.provenance.options, "output": str(target)})
+        return replace(self, file=replace(self.file, path=target), provenance=made, _worker=Worker())
 
     def figure(self) -> Figure:
         """Draw size beside accuracy."""
@@ -167,8 +169,7 @@ class LiteModel:
         return gather(data, specs, folder, role="test", limit=None, seconds=PATIENCE_SECONDS, report=Report(silent))
 
     def __repr__(self) -> str:
-        verdict = "ok" if self.evidence.ok else "not ok" if self.evidence.measured else "not measured"
-        return f"<LiteModel {self.path.name}: {self.scheme}, {self.size:,} bytes, {verdict}>"
+        return f"<LiteModel {self.path.name}: {self.scheme}, {self.size:,} bytes, {self.evidence.verdict}>"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         from tfdeploy_magic.views import card

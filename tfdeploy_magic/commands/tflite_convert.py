@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import re
 import tempfile
@@ -20,7 +21,7 @@ from tfdeploy_magic.artifacts.provenance import Provenance
 from tfdeploy_magic.artifacts.samples import SampleSet
 from tfdeploy_magic.commands.declaration import FromKernel, Named, OnTheLine, Options, command
 from tfdeploy_magic.commands.lite_model import PATIENCE_SECONDS, LiteModel, source_reference
-from tfdeploy_magic.errors import DataError
+from tfdeploy_magic.errors import DataError, OutputError
 from tfdeploy_magic.evaluate import judge, measure, metrics
 from tfdeploy_magic.jobs import Report, Worker
 from tfdeploy_magic.jobs.progress import Listener
@@ -88,7 +89,7 @@ def tflite_convert(options: TfliteConvert, progress: Listener) -> LiteModel:
     """
     jobs.warm_up()
     scheme = SCHEMES[options.scheme]
-    target = options.output.expanduser() if options.output else None
+    target = options.output.expanduser().absolute() if options.output else None
     if target:
         store.check_writable(target, force=options.force)
     if options.io is not None and options.io not in scheme.ios:
@@ -136,7 +137,7 @@ def tflite_convert(options: TfliteConvert, progress: Listener) -> LiteModel:
         if test is not None:
             report.stage("asking the source model")
             outputs = traced.predict(test, report)
-            base = judge.baseline(outputs, task, traced.latency(test, report))
+            base = judge.baseline(outputs, task)
         report.stage("freezing")
         with native_stderr_to(folder / "freezing.log"):
             saved_model = traced.save(folder / "saved_model")
@@ -145,16 +146,19 @@ def tflite_convert(options: TfliteConvert, progress: Listener) -> LiteModel:
         )
         file = files[scheme.name]
         if test is not None and base is not None:
+            # Timed last: by now the fork server has done importing, and nothing else is at work.
+            report.stage("timing the source model")
+            base = replace(base, latency=traced.latency(test, report))
             noticed = (*traced.findings, *measure.overlap(calibration, test))
             evidence = measure.measure(worker, file, test, base, task, folder / "answers", noticed)
         else:
             evidence = judge.not_measured(traced.findings)
-        report.stage("writing")
-        file = _keep(file, target, f"{_file_name(model.name)}-{scheme.name}.tflite", force=options.force)
         log = (folder / "freezing.log").read_text(errors="replace") + worker.output()
-        report.finish()
+        report.stage("writing")
         cpu_seconds = time.process_time() - began + worker.cpu_seconds
         provenance = _provenance(options, traced, saved_model, file, calibration, test, report, cpu_seconds, log)
+        file = _keep(file, target, f"{_file_name(model.name)}-{scheme.name}.tflite", force=options.force)
+        report.finish()
     return LiteModel(file, evidence, provenance, source_reference(model.value))
 
 
@@ -187,8 +191,23 @@ def _task(options: TfliteConvert, test: SampleSet | None, seconds: float) -> jud
 def _keep(file: LiteFile, target: Path | None, name: str, *, force: bool) -> LiteFile:
     if target is None:
         return replace(file, path=store.keep(file.path, name))
-    store.write_whole(file.path, target, force=force)
+    try:
+        store.write_whole(file.path, target, force=force)
+    except OutputError as error:
+        kept = store.keep(file.path, name)
+        raise OutputError(
+            error.what, found=error.found, wanted=error.wanted, cure=f"The finished file is kept at {kept}."
+        ) from error
     return replace(file, path=target)
+
+
+def _versions() -> dict[str, str]:
+    """Return what is installed; a checkout or a tensorflow-cpu has no entry under the name looked for."""
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def _file_name(name: str) -> str:
@@ -228,7 +247,7 @@ def _provenance(
         calibration=calibration.name if calibration else None,
         calibration_sha256=calibration.sha256 if calibration else None,
         test=test.name if test else None,
-        versions={package: importlib.metadata.version(package) for package in PACKAGES},
+        versions=_versions(),
         seconds=dict(report.seconds),
         cpu_seconds=cpu_seconds,
         log=log if len(log) <= LOG_LIMIT else f"{log[:LOG_LIMIT]}\n… {len(log) - LOG_LIMIT} more characters",

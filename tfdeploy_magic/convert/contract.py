@@ -18,6 +18,9 @@ def check(file: LiteFile, asked: Signature, *, io: str) -> None:
     Raises:
         ContractBroken: A name is missing, or an input or output has another dtype or shape.
     """
+    activations = {"int8": "int8", "int16x8": "int16"}.get(file.scheme)
+    if activations is not None and activations not in file.tensor_types:
+        raise _broken(f"tensors of {', '.join(file.tensor_types)} only", f"{activations} activations")
     got = file.signatures.get(asked.name)
     if got is None:
         raise _broken(f"signatures {', '.join(file.signatures) or 'none'}", f"a signature '{asked.name}'")

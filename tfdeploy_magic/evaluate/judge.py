@@ -13,6 +13,7 @@ from tfdeploy_magic.artifacts.evidence import MINIMUM_SAMPLES, Evidence, Finding
 from tfdeploy_magic.artifacts.signature import Arrays
 from tfdeploy_magic.errors import DataError
 from tfdeploy_magic.evaluate import metrics
+from tfdeploy_magic.evaluate.metrics import Z95
 from tfdeploy_magic.evaluate.parity import Parity, compare, predicted_class
 
 FLOAT_SNR_DB = 60.0
@@ -27,6 +28,9 @@ DROP = 0.01
 """A drop of the accuracy that the data can show is an error from this size, one percentage point."""
 
 SIGNIFICANCE = 0.05
+
+WORSE_SHARE = 0.05
+"""Any other metric that gets worse by this share of its value, as far as the data can show it, is an error."""
 
 MetricFunction = Callable[..., Any]
 
@@ -95,6 +99,8 @@ def task(
             wanted="labelled test data",
             cure="Name it with its labels: --test x_test,y_test.",
         )
+    if labels is not None and labels.dtype == bool:
+        labels = labels.astype(int)
     return Task(labels, metric, called, seconds)
 
 
@@ -124,10 +130,10 @@ class Baseline:
     findings: tuple[Finding, ...]
 
 
-def baseline(outputs: Arrays, task: Task, latency: Latency | None) -> Baseline:
-    """Judge the source model before anything is compared with it."""
+def baseline(outputs: Arrays, task: Task) -> Baseline:
+    """Judge the source model before anything is compared with it; its latency is not measured yet."""
     scored = task.score(outputs)
-    return Baseline(outputs, scored, latency, tuple(_baseline_findings(outputs, task, scored)))
+    return Baseline(outputs, scored, None, tuple(_baseline_findings(outputs, task, scored)))
 
 
 def judge(
@@ -149,7 +155,7 @@ def judge(
         latency: Of the converted model.
         findings: What was noticed elsewhere.
     """
-    parity = compare(base.outputs, answers)
+    parity = compare(base.outputs, answers, classifier=_is_classifier(base.scored))
     scored = task.score(answers) if parity.finite else None
     noticed = (
         *findings,
@@ -177,7 +183,7 @@ def not_measured(findings: tuple[Finding, ...]) -> Evidence:
     missing = Finding(
         "warning",
         "not-measured",
-        "parity was not measured: no data in the kernel fits this model",
+        "parity was not measured: there is no test data",
         "Name some: --test x_test,y_test.",
     )
     return Evidence(findings=worst_first((*findings, missing)))
@@ -215,6 +221,10 @@ def _baseline_findings(outputs: Arrays, task: Task, scored: Scored | None) -> It
         )
 
 
+def _is_classifier(scored: Scored | None) -> bool:
+    return scored is not None and scored.metric in ("accuracy", "top_5_accuracy")
+
+
 def _collapse(outputs: Arrays, task: Task, scored: Scored | None) -> str | None:
     """Say why a model's answers cannot be told from those of a model that learned nothing."""
     first = next(iter(outputs.values()))
@@ -223,7 +233,7 @@ def _collapse(outputs: Arrays, task: Task, scored: Scored | None) -> str | None:
         return None
     if all(np.all(output == output[:1]) for output in outputs.values()):
         return "it gives one and the same answer to every sample"
-    classes = predicted_class(first) if len(outputs) == 1 else None
+    classes = predicted_class(first, classifier=_is_classifier(scored)) if len(outputs) == 1 else None
     if classes is not None and n >= MINIMUM_SAMPLES and len(np.unique(classes)) == 1:
         return f"it answers class {classes[0]} to all {n} samples"
     if scored is None or scored.metric != "accuracy" or task.labels is None or scored.score.low is None:
@@ -264,7 +274,8 @@ def _parity_findings(parity: Parity, scheme: str) -> Iterator[Finding]:
 def _score_findings(before: Scored | None, after: Scored | None) -> Iterator[Finding]:
     if before is None or after is None or before.per_sample is None or after.per_sample is None:
         return
-    if before.metric != "accuracy":
+    if not _is_classifier(before):
+        yield from _mean_findings(before, after)
         return
     drop = before.score.value - after.score.value
     p = metrics.mcnemar(before.per_sample, after.per_sample)
@@ -272,6 +283,24 @@ def _score_findings(before: Scored | None, after: Scored | None) -> Iterator[Fin
         yield Finding(
             "error" if drop >= DROP else "warning",
             "accuracy-drop",
-            f"accuracy fell by {100 * drop:.1f} points, more than chance explains (McNemar p = {p:.2g})",
+            f"{before.metric} fell by {100 * drop:.1f} points, more than chance explains (McNemar p = {p:.2g})",
+            "Calibrate on more real data, or try int16x8 or float16.",
+        )
+
+
+def _mean_findings(before: Scored, after: Scored) -> Iterator[Finding]:
+    """Compare two means over the same samples: the interval of the paired difference must leave zero out."""
+    chosen = metrics.METRICS.get(before.metric)
+    if chosen is None or before.per_sample is None or after.per_sample is None:
+        return
+    worse = (before.per_sample - after.per_sample) * (1 if chosen.higher_is_better else -1)
+    error = Z95 * worse.std(ddof=1) / np.sqrt(len(worse)) if len(worse) > 1 else np.inf
+    mean = float(worse.mean())
+    if mean - error > 0:
+        share = mean / abs(before.score.value) if before.score.value else np.inf
+        yield Finding(
+            "error" if share >= WORSE_SHARE else "warning",
+            "metric-drop",
+            f"{before.metric} got worse by {mean:.3g} ({share:.1%}), more than chance explains",
             "Calibrate on more real data, or try int16x8 or float16.",
         )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tfdeploy_magic.artifacts.evidence import Latency
 from tfdeploy_magic.jobs import Report
@@ -28,7 +30,13 @@ def timed_runs(once: Callable[[], float], report: Report) -> list[float]:
     return seconds
 
 
-def summarize(seconds: list[float], *, threads: int) -> Latency:
+def first_rows(array: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
+    """Return the first ``count`` rows, the last one repeated where there are too few."""
+    rows = np.ascontiguousarray(array[:count])
+    return rows if len(rows) == count else np.concatenate([rows, rows[-1:].repeat(count - len(rows), axis=0)])
+
+
+def summarize(seconds: list[float], *, threads: int, batch: int) -> Latency:
     """Turn timed runs into a :class:`Latency`, ms."""
     p50, p95 = np.percentile(seconds, (50, 95)) * 1e3
-    return Latency(float(p50), float(p95), len(seconds), threads)
+    return Latency(float(p50), float(p95), len(seconds), threads, batch)

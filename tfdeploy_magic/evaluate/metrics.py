@@ -76,8 +76,11 @@ def squared_error(labels: npt.NDArray[Any], output: npt.NDArray[Any]) -> npt.NDA
 
 
 def top_class(output: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the predicted class of each sample."""
-    return np.argmax(output, axis=1) if output.shape[1] > 1 else (output[:, 0] > 0.5).astype(int)
+    """Return the predicted class of each sample; one column is a probability, or a logit where it leaves 0 to 1."""
+    if output.shape[1] > 1:
+        return np.asarray(np.argmax(output, axis=1))
+    threshold = 0.5 if output.min() >= 0 and output.max() <= 1 else 0.0
+    return np.asarray(output[:, 0] > threshold, dtype=int)
 
 
 def default_metric(labels: npt.NDArray[Any], outputs: Arrays) -> Metric | None:

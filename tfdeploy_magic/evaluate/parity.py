@@ -32,12 +32,13 @@ class Parity:
     finite: bool
 
 
-def compare(reference: Arrays, answers: Arrays) -> Parity:
+def compare(reference: Arrays, answers: Arrays, *, classifier: bool = False) -> Parity:
     """Compare answers output by output.
 
     Args:
         reference: Output name -> the source model's ``[count, ...]``.
         answers: The same from the converted model.
+        classifier: Whether the outputs are known to score classes; otherwise only rows that sum to 1 are taken to.
     """
     snr, absolute, agreements = [], [], []
     finite = True
@@ -49,8 +50,8 @@ def compare(reference: Arrays, answers: Arrays) -> Parity:
             difference = np.abs(wanted - got)
         absolute.append(difference.ravel())
         snr.append(_snr_db(wanted, difference))
-        if (wanted_class := predicted_class(expected)) is not None:
-            agreements.append(np.mean(wanted_class == predicted_class(answers[name])))
+        if (wanted_class := predicted_class(expected, classifier=classifier)) is not None:
+            agreements.append(np.mean(wanted_class == np.argmax(answers[name], axis=1)))
     differences = np.concatenate(absolute)
     return Parity(
         n=len(next(iter(reference.values()))),
@@ -62,11 +63,17 @@ def compare(reference: Arrays, answers: Arrays) -> Parity:
     )
 
 
-def predicted_class(output: npt.NDArray[Any]) -> npt.NDArray[np.intp] | None:
-    """Return the top class of each sample for ``[count, classes >= 2]`` floating-point scores, else None."""
-    if output.ndim == 2 and output.shape[1] >= 2 and np.issubdtype(output.dtype, np.floating):
-        return np.asarray(np.argmax(output, axis=1))
-    return None
+def predicted_class(output: npt.NDArray[Any], *, classifier: bool) -> npt.NDArray[np.intp] | None:
+    """Return the top class of each sample, or None when the output does not score classes.
+
+    A regressor's four coordinates have a largest one too, so ``[count, classes >= 2]`` floating-point numbers count
+    as scores only when ``classifier`` says so or they are probabilities: none negative, each row's sum 1.
+    """
+    if output.ndim != 2 or output.shape[1] < 2 or not np.issubdtype(output.dtype, np.floating):
+        return None
+    if not classifier and (np.any(output < 0) or not np.allclose(output.sum(axis=1), 1, atol=1e-3)):
+        return None
+    return np.asarray(np.argmax(output, axis=1))
 
 
 def _snr_db(reference: npt.NDArray[np.float64], difference: npt.NDArray[np.float64]) -> float:

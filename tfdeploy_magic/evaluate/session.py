@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tfdeploy_magic.artifacts.evidence import Latency
 from tfdeploy_magic.artifacts.samples import open_arrays, save_arrays
 from tfdeploy_magic.artifacts.signature import Arrays, TensorSpec
 from tfdeploy_magic.errors import DataError
-from tfdeploy_magic.evaluate.latency import summarize, timed_runs
+from tfdeploy_magic.evaluate.latency import first_rows, summarize, timed_runs
 from tfdeploy_magic.jobs import Report
 
 BATCH_SIZE = 64
@@ -70,25 +72,25 @@ class LiteSession:
             batch = self._prepare(min(BATCH_SIZE, count - done))
             rows = {name: array[done : done + batch] for name, array in inputs.items()}
             short = batch - len(next(iter(rows.values())))
-            if short:  # a batch size fixed in the graph: fill up with copies of the last row
-                rows = {name: np.concatenate([array, array[-1:].repeat(short, 0)]) for name, array in rows.items()}
+            if short:  # a batch size fixed in the graph
+                rows = {name: first_rows(array, batch) for name, array in rows.items()}
             for name, output in self._invoke(rows).items():
                 chunks[name].append(output[: batch - short] if output.ndim and len(output) == batch else output)
             done += batch
             report.fraction(min(done, count) / count)
         return {name: np.concatenate(parts) for name, parts in chunks.items()}
 
-    def latency_runs(self, inputs: Arrays, report: Report) -> list[float]:
-        """Time single samples, quantization of inputs and outputs not counted; seconds."""
+    def latency(self, inputs: Arrays, report: Report) -> Latency:
+        """Time single samples, quantization of inputs and outputs not counted."""
         batch = self._prepare(1)
-        self._set_inputs({name: array[:batch] for name, array in inputs.items()})
+        self._set_inputs({name: first_rows(array, batch) for name, array in inputs.items()})
 
         def once() -> float:
             began = time.perf_counter()
             self._interpreter.invoke()
             return time.perf_counter() - began
 
-        return timed_runs(once, report)
+        return summarize(timed_runs(once, report), threads=self.threads, batch=batch)
 
     def _prepare(self, wanted: int) -> int:
         """Get ready for ``wanted`` samples at a time and return how many it will be."""
@@ -192,5 +194,4 @@ def latency_task(report: Report, path: str, sha256: str, inputs: dict[str, str])
     report.stage("timing")
     session = _open(path, sha256)
     arrays = open_arrays({name: Path(file) for name, file in inputs.items()})
-    latency = summarize(session.latency_runs(arrays, report), threads=session.threads)
-    return {"p50": latency.p50, "p95": latency.p95, "runs": latency.runs, "threads": latency.threads}
+    return asdict(session.latency(arrays, report))

@@ -64,7 +64,7 @@ def iterate(iterable: Callable[[], Iterable[Item]], *, seconds: float, what: str
             if error is not None:
                 raise UserCodeError(
                     f"{what} raised",
-                    found=f"{type(error).__name__}: {error}",
+                    found=f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}",
                     wanted="a result",
                     cure="Its own traceback follows.",
                 ) from error

@@ -1,8 +1,9 @@
 """The fork server: one process a kernel, with TensorFlow imported, that forks a worker for each request.
 
 Why not ``multiprocessing``'s own: that server is one for the whole process, shared with whatever the person's own
-code does with it, and each of its children first runs ``__main__`` again. This one inherits a list of import
-paths and nothing else, speaks JSON instead of pickles, and ends its workers when the kernel is gone.
+code does with it, and each of its children first runs ``__main__`` again. This one inherits the
+import paths and the environment and nothing else, speaks JSON instead of pickles, and ends its workers when the
+kernel is gone.
 
 On macOS forking after TensorFlow's import is not safe; there the server starts each worker as a new interpreter.
 """

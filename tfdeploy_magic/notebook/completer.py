@@ -32,10 +32,9 @@ def matcher_for(parsers: Mapping[str, CommandParser], shell: InteractiveShell) -
         words = match["rest"].split(" ")
         typed = words[-1]
         # Past a comma the second name of a pair is typed: --test x_test,y_<TAB>
-        head, comma, fragment = typed.rpartition(",")
+        fragment = typed.rpartition(",")[2]
         offered = _offers(parser, [word for word in words[:-1] if word], typed, shell.user_ns)
         found = [SimpleCompletion(word, type=kind) for word, kind in offered if word.startswith(fragment)]
-        del head, comma
         return {"completions": found, "matched_fragment": fragment, "suppress": bool(found)}
 
     matcher: Matcher = tfdeploy_matcher

@@ -134,7 +134,8 @@ def _arrays(value: Any, specs: Sequence[TensorSpec]) -> list[Any] | None:
 def _array_fits(array: Any, spec: TensorSpec) -> bool:
     shape = tuple(array.shape)
     return (
-        shape[0] > 0
+        isinstance(shape[0], int)  # a symbolic tensor, such as keras.Input gives, has no number of rows
+        and shape[0] > 0
         and fits((None, *shape[1:]), (None, *spec.shape[1:]))
         and _same_kind(getattr(array, "dtype", None), spec)
     )

@@ -90,7 +90,7 @@ class TFDeployMagics(Configurable):
                 f"%{command.name} was stopped",
                 found="the stop button or Ctrl-C",
                 wanted="to run to its end",
-                cure="Nothing was written and your variables are as they were: run the line again when you like.",
+                cure="No half-written file is left and your variables are as they were; run it again when you like.",
             ) from None
         except BaseException:
             stage.clear()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import keyword
+import shlex
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from IPython.core.error import UsageError
 from IPython.core.magic_arguments import MagicArgumentParser
-from IPython.utils._process_common import arg_split
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
@@ -54,7 +54,11 @@ class CommandParser(MagicArgumentParser):
         Raises:
             UsageError: It is not what the command takes; one line says what is wrong.
         """
-        known, unknown = self.parse_known_args([_unquoted(word) for word in arg_split(line)])
+        try:
+            words = shlex.split(line)
+        except ValueError as error:
+            self.error(str(error).lower())
+        known, unknown = self.parse_known_args(words)
         if unknown:
             self.error(f"unknown: {unknown[0]}{self._nearest(unknown[0])}. %{self.command.name}? shows what there is")
         values = dict(vars(known))
@@ -129,10 +133,3 @@ def _metavar(field: FieldInfo) -> str:
         return "NAME"
     names = {int: "N", float: "SECONDS"}
     return names.get(field.annotation, "VALUE") if isinstance(field.annotation, type) else "VALUE"
-
-
-def _unquoted(word: str) -> str:
-    """Drop the quotes that IPython's splitting leaves on."""
-    if len(word) >= 2 and word[0] == word[-1] and word[0] in "'\"":
-        return word[1:-1]
-    return word

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from signal import SIGABRT, SIGSEGV
 from types import MappingProxyType
 from typing import Any
 
@@ -95,7 +96,8 @@ def make_files(
     except JobFailed as error:
         raise _explained(error) from error
     except ConversionCrashed as error:
-        cure = _CRASH_CURES.get(error.stage)
+        # A kill from outside, for want of memory say, has a cure of its own already.
+        cure = _CRASH_CURES.get(error.stage) if error.signal in (SIGSEGV, SIGABRT) else None
         if cure is None:
             raise
         raise ConversionCrashed(
@@ -133,7 +135,7 @@ def _explained(error: JobFailed) -> ConversionError | JobFailed:
             return ConversionError(
                 "TensorFlow cannot convert this model",
                 found=match.expand(meaning),
-                wanted="operations that .tflite has",
+                wanted="a model whose every operation .tflite can hold",
                 cure=cure,
             )
     return error

@@ -221,6 +221,13 @@ def _blocks_of(
 
 def _streamed_blocks(data: NamedData, specs: Sequence[TensorSpec], role: str, seconds: float) -> Iterator[Block]:
     """Turn a dataset, a generator function or an iterator into blocks."""
+    if data.labels is not None:
+        raise DataError(
+            f"{data.labels_name} cannot label {data.name}",
+            found="labels beside a stream of samples",
+            wanted="arrays, or a tf.data dataset whose elements are (x, y)",
+            cure="Pair them: tf.data.Dataset.zip((x, y)), or use arrays.",
+        )
     if is_dataset(data.value):
         unbatched = _is_unbatched(data.value.element_spec, specs)
         for element in deadline.iterate(lambda: data.value, seconds=seconds, what=f"the dataset {data.name}"):
@@ -278,7 +285,8 @@ def _element(element: Any, specs: Sequence[TensorSpec], data: NamedData, role: s
     """Read one element of a ``tf.data`` dataset: x, (x, y) or (x, y, weight), batched or not."""
     targets = None
     if isinstance(element, tuple) and not _is_inputs(element, specs):
-        element, targets = element[0], _targets(element[1], data, role)
+        targets = _targets(element[1], data, role) if len(element) > 1 else None
+        element = element[0]
     inputs = _inputs(element, specs, data, role)
     if unbatched:
         inputs = [array[np.newaxis] for array in inputs]

@@ -16,7 +16,7 @@ from tfdeploy_magic.artifacts.evidence import Finding, Latency
 from tfdeploy_magic.artifacts.models import SavedModelDir
 from tfdeploy_magic.artifacts.samples import SampleSet
 from tfdeploy_magic.artifacts.signature import Arrays, Signature
-from tfdeploy_magic.evaluate.latency import summarize, timed_runs
+from tfdeploy_magic.evaluate.latency import first_rows, summarize, timed_runs
 from tfdeploy_magic.jobs import Report
 
 BATCH_SIZE = 128
@@ -58,13 +58,10 @@ class TracedModel:
         frozen, graph_def = convert_to_constants.convert_variables_to_constants_v2_as_graph(
             self.function, lower_control_flow=False
         )
-        names = [tensor.name for tensor in (*frozen.inputs, *frozen.outputs)]
-        specs = (*self.signature.inputs, *self.signature.outputs)
-        tensors = dict(zip((spec.name for spec in specs), names, strict=True))
         named = Signature(
             self.signature.name,
-            tuple(replace(spec, tensor=tensors[spec.name]) for spec in self.signature.inputs),
-            tuple(replace(spec, tensor=tensors[spec.name]) for spec in self.signature.outputs),
+            tuple(replace(s, tensor=t.name) for s, t in zip(self.signature.inputs, frozen.inputs, strict=True)),
+            tuple(replace(s, tensor=t.name) for s, t in zip(self.signature.outputs, frozen.outputs, strict=True)),
         )
         proto = saved_model_pb2.SavedModel(saved_model_schema_version=1)
         meta = proto.meta_graphs.add()
@@ -91,11 +88,15 @@ class TracedModel:
         """
         arrays = samples.open()
         inputs = [arrays[spec.name] for spec in self.signature.inputs]
-        batch = self.signature.inputs[0].shape[0] or BATCH_SIZE
+        fixed = self.signature.inputs[0].shape[0]
+        batch = fixed or BATCH_SIZE
 
         def batches() -> Iterator[list[npt.NDArray[Any]]]:
             for start in range(0, samples.count, batch):
-                yield self.call([np.ascontiguousarray(array[start : start + batch]) for array in inputs])
+                part = [np.ascontiguousarray(array[start : start + batch]) for array in inputs]
+                short = batch - len(part[0]) if fixed else 0  # a batch size fixed in the graph: fill up, then cut
+                answers = self.call([first_rows(array, batch) for array in part] if short else part)
+                yield [answer[: batch - short] for answer in answers]
 
         total = -(-samples.count // batch)
         columns = zip(*report.counting(batches(), total), strict=True)
@@ -106,8 +107,8 @@ class TracedModel:
         import tensorflow as tf
 
         arrays = samples.open()
-        rows = self.signature.inputs[0].shape[0] or 1
-        inputs = [tf.constant(np.ascontiguousarray(arrays[spec.name][:rows])) for spec in self.signature.inputs]
+        batch = self.signature.inputs[0].shape[0] or 1
+        inputs = [tf.constant(first_rows(arrays[spec.name], batch)) for spec in self.signature.inputs]
 
         def once() -> float:
             began = time.perf_counter()
@@ -115,7 +116,7 @@ class TracedModel:
                 output.numpy()
             return time.perf_counter() - began
 
-        return summarize(timed_runs(once, report), threads=0)
+        return summarize(timed_runs(once, report), threads=0, batch=batch)
 
 
 def _write_signature(proto: Any, signature: Signature) -> None:

@@ -7,7 +7,7 @@ import io
 from dataclasses import dataclass
 from html import escape
 
-from tfdeploy_magic.artifacts.evidence import Evidence, Finding
+from tfdeploy_magic.artifacts.evidence import Evidence, Finding, Latency
 from tfdeploy_magic.artifacts.models import LiteFile
 from tfdeploy_magic.artifacts.provenance import Provenance
 from tfdeploy_magic.views import words
@@ -36,33 +36,27 @@ def mimebundle(file: LiteFile, evidence: Evidence, provenance: Provenance) -> di
     return {"text/html": html(file, evidence, provenance), "text/plain": text(file, evidence, provenance)}
 
 
-def verdict(evidence: Evidence) -> str:
-    """Return "ok", "not ok" or "not measured"."""
-    if evidence.ok:
-        return "ok"
-    failed = any(finding.level == "error" for finding in evidence.findings)
-    return "not ok" if evidence.measured or failed else "not measured"
-
-
 def text(file: LiteFile, evidence: Evidence, provenance: Provenance) -> str:
     """Return the card as plain text."""
     rows = [_Row("", "SavedModel", f"{file.scheme} .tflite", "change"), *_rows(file, evidence, provenance)]
     cells = [(row.what, row.before, row.after, row.change) for row in rows]
     widths = [max(len(line[column]) for line in cells) for column in range(4)]
-    said = verdict(evidence)
+    said = evidence.verdict
     lines = [f"{_MARK[said]} {said}: {provenance.source} → {file.scheme} .tflite", ""]
     lines += ["  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
     lines += ["", *(f"  {name.ljust(12)} {value}" for name, value in _facts(file, evidence, provenance))]
     for finding in evidence.findings:
         lines += ["", f"  {_MARK[finding.level]} {finding.level}: {finding.message}."]
         lines += [f"    {finding.cure}"] if finding.cure else []
-    lines += ["", f"  next: {next_line(file, evidence, provenance)}"]
+    if (following := next_line(file, evidence, provenance)) is not None:
+        lines += ["", f"  next: {following}"]
     return "\n".join(line.rstrip() for line in lines)
 
 
 def html(file: LiteFile, evidence: Evidence, provenance: Provenance) -> str:
     """Return the card as HTML; every name that came from a model or a person is escaped."""
-    said = verdict(evidence)
+    said = evidence.verdict
+    following = next_line(file, evidence, provenance)
     parts = [
         f'<div style="border:{_LINE};border-left:5px solid {_EDGE[said]};border-radius:4px;padding:10px 16px;'
         f'max-width:820px;font-size:13px;line-height:1.45" role="group" aria-label="conversion result: {said}">',
@@ -72,20 +66,25 @@ def html(file: LiteFile, evidence: Evidence, provenance: Provenance) -> str:
         _figure(file, evidence, provenance),
         "".join(_finding(finding) for finding in evidence.findings),
         _fact_list(file, evidence, provenance),
-        f'<div style="margin-top:8px">next: <code>{escape(next_line(file, evidence, provenance))}</code></div>',
+        f'<div style="margin-top:8px">next: <code>{escape(following)}</code></div>' if following else "",
         _details(file, provenance),
         "</div>",
     ]
     return "".join(parts)
 
 
-def next_line(file: LiteFile, evidence: Evidence, provenance: Provenance) -> str:
-    """Return the line a person would most naturally type next; of a file that is not ok, nobody wants a copy."""
+def next_line(file: LiteFile, evidence: Evidence, provenance: Provenance) -> str | None:
+    """Return the line a person would most naturally type next; when something is wrong its cure stands already."""
     name = provenance.source.partition(":")[0]
+    if evidence.verdict == "not ok":
+        return None
     if file.scheme == "float32":
         return f"%tflite_convert {name} --int8"
-    keep = f" -o {name.replace('.', '_')}.tflite" if verdict(evidence) != "not ok" else ""
-    return f"%tflite_convert {name} --{file.scheme}{keep}"
+    if provenance.options.get("output") is not None:
+        return None
+    io = provenance.options.get("io")
+    asked = f" --io {io}" if file.scheme == "int8" and io != "int8" else ""
+    return f"%tflite_convert {name} --{file.scheme}{asked} -o {name.replace('.', '_')}.tflite"
 
 
 def _rows(file: LiteFile, evidence: Evidence, provenance: Provenance) -> list[_Row]:
@@ -117,12 +116,16 @@ def _facts(file: LiteFile, evidence: Evidence, provenance: Provenance) -> list[t
     if provenance.test:
         facts.append(("tested", f"on {provenance.test}"))
     if evidence.latency:
-        facts.append(
-            ("timed", f"one sample, {evidence.latency.threads} thread in LiteRT, TensorFlow's own choice in the kernel")
-        )
+        facts.append(("timed", _timed(evidence.latency)))
     stored = provenance.options.get("output") is None
     where = words.path(file.path) + ("  (in the store; keep a copy with .save(PATH) or -o PATH)" if stored else "")
     return [*facts, ("route", " → ".join(provenance.route)), ("file", where)]
+
+
+def _timed(latency: Latency) -> str:
+    samples = "one sample" if latency.batch == 1 else f"{latency.batch} samples"
+    threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
+    return f"{samples} at a time, {threads} in LiteRT, TensorFlow's own choice in the kernel"
 
 
 def _parity(evidence: Evidence) -> str:
