@@ -405,3 +405,19 @@ def test_a_success_leaves_nothing_behind_but_the_file(trained_cnn: Any, digits: 
     lite = tflite_convert(trained_cnn, test=(digits.x_test, digits.y_test))
     assert lite.evidence.ok
     assert list(scratch.iterdir()) == []
+
+
+def test_an_output_may_have_the_name_of_an_input() -> None:
+    import keras
+
+    keras.utils.set_random_seed(0)
+    image = keras.Input((6,), name="image")
+    code = keras.layers.Dense(3, activation="tanh")(image)
+    model = keras.Model({"image": image}, {"image": keras.layers.Dense(6)(code), "code": code})
+    x = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+    lite = tflite_convert(model, test={"image": x})
+    answers = lite.predict({"image": x})
+    wanted = model({"image": x}, training=False)
+    for name in ("image", "code"):
+        np.testing.assert_allclose(answers[name], wanted[name], atol=1e-5)
+    assert lite.evidence.snr_db > 60
