@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ import psutil
 
 from benchmarks.models import Subject, digits_cnn, mobilenet_v2
 from benchmarks.report import Row, run
+from tests.evaluate import by_hand
 from tfdeploy_magic import sources
 from tfdeploy_magic.artifacts.models import LiteFile
 from tfdeploy_magic.jobs import Report, Worker, silent
@@ -94,31 +94,10 @@ def convert_by_hand(subject: Subject) -> tuple[dict[str, bytes], float]:
 
 
 def _plain(subject: Subject, scheme: str) -> bytes:
-    """Convert as ``ai.google.dev/edge/litert/conversion/tensorflow/quantization`` says."""
-    import tensorflow as tf
-
-    def representative_dataset() -> Iterator[list[npt.NDArray[Any]]]:
-        for row in range(len(subject.calibration)):
-            yield [subject.calibration[row : row + 1]]
-
-    converter = tf.lite.TFLiteConverter.from_keras_model(subject.model)
-    if scheme != "float32":
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if scheme == "float16":
-        converter.target_spec.supported_types = [tf.float16]
-    if scheme in ("int8", "int16x8"):
-        converter.representative_dataset = representative_dataset
-    if scheme == "int8":
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.inference_input_type = tf.int8
-        converter.inference_output_type = tf.int8
-    if scheme == "int16x8":
-        converter.target_spec.supported_ops = [
-            tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
-        ]
+    """Convert as TensorFlow's guides say: the very reference that the tests compare answers with."""
     # Keras and the converter print an account of each export.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        return bytes(converter.convert())
+        return by_hand.plain_file(subject.model, scheme, "int8", subject.calibration)
 
 
 def _compare(subject: Subject, *, least_ratio: float, rounds: int) -> tuple[Row, Row]:

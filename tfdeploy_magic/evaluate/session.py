@@ -109,11 +109,8 @@ class LiteSession:
 
     def _try_resize(self, batch: int) -> bool:
         try:
-            for index, spec in self._inputs.values():
-                current = self._interpreter.get_input_details()
-                shape = next(d["shape"] for d in current if d["index"] == index)
-                self._interpreter.resize_tensor_input(index, [batch, *shape[1:]])
-                assert spec.shape[0] is None
+            for details in self._interpreter.get_input_details():
+                self._interpreter.resize_tensor_input(details["index"], [batch, *details["shape"][1:]])
             self._interpreter.allocate_tensors()
             self._interpreter.invoke()
         except RuntimeError:
