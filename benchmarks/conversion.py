@@ -71,7 +71,7 @@ def convert_ours(subject: Subject, folder: Path) -> tuple[dict[str, LiteFile], f
     report = Report(silent)
     began = time.process_time()
     with Worker() as worker:
-        traced = sources.trace(subject.model, "model")
+        traced = sources.open_source(subject.model, "model").model
         calibration = gather(
             NamedData("calibration", subject.calibration),
             traced.signature.inputs,

@@ -38,7 +38,7 @@ def measure() -> Iterator[Row]:
     samples, _ = digits()
     with tempfile.TemporaryDirectory(prefix="tfdeploy-benchmark-") as folder:
         files, _ = convert_ours(subject, Path(folder))
-        traced = sources.trace(subject.model, "model")
+        traced = sources.open_source(subject.model, "model").model
         ours = [_ours(traced, files["int8"], samples) for _ in range(ROUNDS)]
         plain_same, seconds, predicting = _by_hand(subject.model, files["int8"], samples)
         ours += [_ours(traced, files["int8"], samples) for _ in range(ROUNDS)]

@@ -10,6 +10,7 @@ TfdeployError              anything this package raises on purpose
 ├── UserCodeError          your generator or metric raised or hung; its own exception is the cause
 ├── ConversionError        TensorFlow refused the model
 │   └── ContractBroken     a file was made, but it is not what was asked for
+│       └── VariablesLost  ... because its variables have no values
 └── JobError               the isolated process did not finish; the kernel is unharmed
     ├── JobCancelled       stopped by the person
     ├── DeadlineExceeded   took longer than its deadline
@@ -80,6 +81,10 @@ class ConversionError(TfdeployError):
 
 class ContractBroken(ConversionError):
     """A file was made, but it is not what was asked for."""
+
+
+class VariablesLost(ContractBroken):
+    """A file was made, but variables of it never get a value: it would answer NaN."""
 
 
 class JobError(TfdeployError):

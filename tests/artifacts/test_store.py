@@ -4,6 +4,8 @@ import errno
 import os
 import re
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -166,29 +168,105 @@ def test_looking_whether_a_file_can_be_written_changes_nothing(folder: Path) -> 
     assert [path.name for path in folder.iterdir()] == ["old.tflite"]
 
 
-def test_keeping_the_same_content_twice_is_one_file(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = store.keep(source, "m.tflite")
-    stamp = first.stat().st_mtime_ns
-    assert first.read_bytes() == source.read_bytes()
-    assert store.store_folder() in first.parents
-    assert store.keep(source, "m.tflite") == first
-    assert first.stat().st_mtime_ns == stamp
+@pytest.fixture
+def empty_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return store.store_folder()
 
 
-def test_other_content_of_the_same_name_is_kept_beside_it(source: Path) -> None:
-    first = store.keep(source, "m.tflite")
-    content = first.read_bytes()
-    source.write_bytes(b"other")
-    second = store.keep(source, "m.tflite")
-    assert second != first
-    assert (first.read_bytes(), second.read_bytes()) == (content, b"other")
+def test_what_was_kept_is_found_again_under_its_key(source: Path, empty_store: Path) -> None:
+    key = store.key_of(model="a", scheme="int8")
+    assert store.find(key) is None
+    kept = store.keep(key, {"snr_db": float("inf"), "n": 3}, source, "m.tflite")
+    found = store.find(key)
+    assert found == kept
+    assert found is not None and found.path is not None and found.path.read_bytes() == source.read_bytes()
+    assert store.find(store.key_of(model="b", scheme="int8")) is None
+    assert empty_store in found.path.parents
 
 
-def test_a_kept_file_that_rotted_is_written_again(source: Path) -> None:
-    kept = store.keep(source, "m.tflite")
-    kept.write_bytes(kept.read_bytes()[:-1])
-    assert store.keep(source, "m.tflite") == kept
-    assert kept.read_bytes() == source.read_bytes()
+def test_a_record_needs_no_file(empty_store: Path) -> None:
+    assert store.keep("k" * 64, {"a": [1, 2]}).path is None
+    found = store.find("k" * 64)
+    assert found is not None and found.record == {"a": [1, 2]}
+
+
+def test_the_first_to_keep_an_entry_wins_and_the_second_does_no_harm(source: Path, empty_store: Path) -> None:
+    first = store.keep("k" * 64, {"by": "first"}, source, "m.tflite")
+    second = store.keep("k" * 64, {"by": "second"}, source, "m.tflite")
+    assert first.path == second.path
+    found = store.find("k" * 64)
+    assert found is not None and found.record == {"by": "first"}
+    assert len(list(empty_store.iterdir())) == 1
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone", "no record", "half a record"])
+def test_a_broken_entry_is_not_found_and_is_made_again(source: Path, empty_store: Path, harm: str) -> None:
+    kept = store.keep("k" * 64, {}, source, "m.tflite").path
+    assert kept is not None
+    record = kept.with_name("record.json")
+    if harm == "cut":
+        kept.write_bytes(kept.read_bytes()[:-1])
+    elif harm == "gone":
+        kept.unlink()
+    elif harm == "no record":
+        record.unlink()
+    else:
+        record.write_text(record.read_text()[:20])
+    assert store.find("k" * 64) is None
+    again = store.keep("k" * 64, {}, source, "m.tflite")
+    assert again.path == kept and kept.read_bytes() == source.read_bytes()
+    assert store.find("k" * 64) == again
+    assert len(list(empty_store.iterdir())) == 1
+
+
+def test_the_store_drops_what_was_unused_for_longest(
+    source: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = source.stat().st_size
+    monkeypatch.setenv("TFDEPLOY_STORE_LIMIT", str(int(3.5 * size)))
+    for number in range(3):
+        store.keep(str(number) * 64, {}, source, "m.tflite")
+        folder = empty_store / (str(number) * 32)
+        os.utime(folder, (number, number))
+    assert store.find("0" * 64) is not None  # used now: number 1 is the oldest
+    store.keep("3" * 64, {}, source, "m.tflite")
+    assert [number for number in "0123" if store.find(number * 64)] == ["0", "2", "3"]
+    assert store.size() <= 3.5 * size
+
+
+def test_an_entry_larger_than_the_store_is_kept_all_the_same(
+    source: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TFDEPLOY_STORE_LIMIT", "10")
+    assert store.keep("k" * 64, {}, source, "m.tflite").path is not None
+    assert store.find("k" * 64) is not None
+
+
+def test_what_a_killed_kernel_was_writing_is_swept_up_later(source: Path, empty_store: Path) -> None:
+    for name, age in ((".old.half", 2 * 3600), (".new.half", 0)):
+        (empty_store / name).mkdir(parents=True)
+        os.utime(empty_store / name, (time.time() - age,) * 2)
+    store.keep("k" * 64, {}, source, "m.tflite")
+    assert sorted(folder.name for folder in empty_store.iterdir()) == [".new.half", "k" * 32]
+
+
+def test_two_kernels_writing_at_once_leave_whole_entries_only(source: Path, empty_store: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tfdeploy_magic.artifacts import store\n"
+        "for round in range(60):\n"
+        "    key = store.key_of(n=round % 5)\n"
+        "    entry = store.keep(key, {'n': round % 5}, Path(sys.argv[1]), 'm.tflite')\n"
+        "    found = store.find(key)\n"
+        "    assert found is None or found.record == {'n': round % 5}, found\n"
+    )
+    environment = {**os.environ, "TFDEPLOY_STORE_LIMIT": str(3 * source.stat().st_size)}
+    command = [sys.executable, "-c", code, str(source)]
+    running = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate(timeout=60)[1] for process in running]
+    assert [(process.returncode, words) for process, words in zip(running, said, strict=True)] == [(0, "")] * 3
+    left = [folder.name for folder in empty_store.iterdir()]
+    assert left and not any(name.startswith(".") for name in left)
 
 
 def test_the_store_moves_with_xdg_cache_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_the_recipe_says_how_the_file_came_to_be(converted: dict[str, LiteModel]
     assert made.cpu_seconds > 0
     float_made = converted["float32"].provenance
     assert (float_made.calibration, float_made.calibration_sha256) == (None, None)
-    assert float_made.weights_sha256 == made.weights_sha256
+    assert float_made.source_sha256 == made.source_sha256
 
 
 @pytest.mark.parametrize("io", ["uint8", "float32"])
@@ -132,13 +132,14 @@ def test_progress_goes_through_every_stage(trained_cnn: Any, digits: Digits) -> 
         scheme="int8",
         calib=digits.x_train,
         test=(digits.x_test, digits.y_test),
+        no_cache=True,
         progress=seen.append,
     )
     stages = [stage for stage in dict.fromkeys(progress.stage for progress in seen) if stage != "starting a job"]
     assert stages == [
-        "tracing",
         "reading calibration data",
         "reading test data",
+        "tracing",
         "asking the source model",
         "freezing",
         "reading the graph",
@@ -153,7 +154,7 @@ def test_progress_goes_through_every_stage(trained_cnn: Any, digits: Digits) -> 
     ]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", [name for name in SCHEMES if name != "dynamic"])  # its weights are too small
 def test_a_model_of_two_inputs_and_outputs_is_measured_on_all_of_them(scheme: Any) -> None:
     calibrated = SCHEMES[scheme].calibrated
     model = models.make(models.two_in_two_out)
@@ -388,7 +389,7 @@ def test_a_failure_leaves_nothing_behind(
     trained_cnn: Any, scratch: Path, options: dict[str, Any], error: type[TfdeployError]
 ) -> None:
     with pytest.raises(error):
-        tflite_convert(trained_cnn, **options)
+        tflite_convert(trained_cnn, no_cache=True, **options)
     assert list(scratch.iterdir()) == []
 
 
@@ -396,7 +397,7 @@ def test_a_failure_in_the_job_leaves_nothing_behind(scratch: Path) -> None:
     import keras
 
     x = keras.Input((4,))
-    with pytest.raises(ConversionError, match=r"tf\.Erf"):
+    with pytest.raises(ConversionError, match="Erf"):
         tflite_convert(keras.Model(x, keras.ops.erf(x)))
     assert list(scratch.iterdir()) == []
 

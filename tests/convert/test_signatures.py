@@ -18,7 +18,7 @@ from tfdeploy_magic.convert.signatures import put_signature
 @pytest.mark.parametrize("kind", models.KINDS)
 def test_a_converted_graph_answers_by_name_as_the_plain_converters_file(kind: Any, tmp_path: Path) -> None:
     model = models.make(kind)
-    saved = sources.trace(model, "model").save(tmp_path)
+    saved = sources.open_source(model, "model").model.save(tmp_path)
     content = FrozenGraph.open(saved.path, saved.signature).convert()
     plain = by_hand.plain_file(model)
     assert by_hand.interpreter(content).get_signature_list() == by_hand.interpreter(plain).get_signature_list()
@@ -32,7 +32,7 @@ def test_a_converted_graph_answers_by_name_as_the_plain_converters_file(kind: An
 
 
 def test_a_signature_whose_inputs_are_not_the_files_is_refused(tmp_path: Path) -> None:
-    saved = sources.trace(models.make(models.two_in_two_out), "model").save(tmp_path)
+    saved = sources.open_source(models.make(models.two_in_two_out), "model").model.save(tmp_path)
     content = FrozenGraph.open(saved.path, saved.signature).convert()
     first, second = saved.signature.inputs
     swapped: Signature = replace(saved.signature, inputs=(second, first))

@@ -160,18 +160,3 @@ def test_a_file_that_changed_on_disk_is_refused(
     changed.replace(file.path)
     with pytest.raises(DataError, match=r"model\.tflite has changed since it was made[^!]*Convert the model again"):
         measure.ask(worker, file, inputs, tmp_path / "out")
-
-
-def test_samples_that_also_calibrated_are_found(tmp_path: Path) -> None:
-    x = np.random.default_rng(0).normal(size=(200, 3)).astype("float32")
-
-    def samples(name: str, rows: Any) -> SampleSet:
-        return SampleSet(save_arrays(tmp_path / name, {"x": rows}), len(rows), name)
-
-    test = samples("test", x[:100])
-    assert measure.overlap(None, test) == ()
-    assert measure.overlap(samples("apart", x[100:]), test) == ()
-    (few,) = measure.overlap(samples("few", x[95:]), test)
-    (many,) = measure.overlap(samples("many", x[94:]), test)
-    assert (few.level, many.level) == ("warning", "error")
-    assert "6 of 100 test samples" in many.message

@@ -8,7 +8,7 @@ import pytest
 
 from tfdeploy_magic.artifacts.signature import TensorSpec
 from tfdeploy_magic.errors import DataError
-from tfdeploy_magic.notebook.discovery import TEST_ROWS, find_calibration, find_test, labels_for
+from tfdeploy_magic.notebook.discovery import TEST_ROWS, Kernel, labels_for
 
 IMAGE = (TensorSpec("image", (None, 4, 4, 1), "float32"),)
 
@@ -19,8 +19,8 @@ def images(count: int, dtype: str = "float32") -> Any:
 
 def test_training_data_calibrates_and_test_data_tests_with_its_labels() -> None:
     kernel = {"x_test": images(50), "y_test": np.zeros(50, int), "x_train": images(200), "y_train": np.zeros(200, int)}
-    calibration = find_calibration(kernel, IMAGE)
-    test = find_test(kernel, IMAGE, calibration, 100)
+    calibration = Kernel(kernel, IMAGE).find_calibration()
+    test = Kernel(kernel, IMAGE).find_test(calibration, 100)
     assert calibration.name == "x_train"
     assert test is not None
     assert (test.name, test.labels_name) == ("x_test, y_test", "y_test")
@@ -32,13 +32,13 @@ def test_a_representative_dataset_comes_before_any_array() -> None:
         yield [images(1)]
 
     kernel = {"x_train": images(200), "representative_dataset": representative_dataset}
-    assert find_calibration(kernel, IMAGE).value is representative_dataset
+    assert Kernel(kernel, IMAGE).find_calibration().value is representative_dataset
 
 
 def test_one_array_is_split_so_that_no_row_both_calibrates_and_tests() -> None:
     kernel = {"x": images(300), "y": np.arange(300)}
-    calibration = find_calibration(kernel, IMAGE)
-    test = find_test(kernel, IMAGE, calibration, 100)
+    calibration = Kernel(kernel, IMAGE).find_calibration()
+    test = Kernel(kernel, IMAGE).find_test(calibration, 100)
     assert test is not None and test.rows is not None
     calibrating = np.random.default_rng(0).permutation(300)[:100]  # what gather() draws
     assert len(test.rows) == 200
@@ -48,11 +48,11 @@ def test_one_array_is_split_so_that_no_row_both_calibrates_and_tests() -> None:
 
 def test_an_array_too_small_to_split_is_not_tested_on() -> None:
     kernel = {"x": images(80)}
-    assert find_test(kernel, IMAGE, find_calibration(kernel, IMAGE), 100) is None
+    assert Kernel(kernel, IMAGE).find_test(Kernel(kernel, IMAGE).find_calibration(), 100) is None
 
 
 def test_very_many_rows_are_not_all_used_unasked() -> None:
-    test = find_test({"x_test": images(5000)}, IMAGE, None, 0)
+    test = Kernel({"x_test": images(5000)}, IMAGE).find_test(None, 0)
     assert test is not None and test.rows is not None
     assert len(test.rows) == TEST_ROWS
 
@@ -62,20 +62,20 @@ def test_very_many_rows_are_not_all_used_unasked() -> None:
 )
 def test_what_does_not_fit_is_left_alone(unfit: Any) -> None:
     with pytest.raises(DataError, match=r"Wanted float32\[n, 4, 4, 1\] for input image"):
-        find_calibration({"thing": unfit, "sys": sys, "array_type": np.ndarray}, IMAGE)
+        Kernel({"thing": unfit, "sys": sys, "array_type": np.ndarray}, IMAGE).find_calibration()
 
 
 def test_the_error_names_the_arrays_that_are_there() -> None:
     with pytest.raises(DataError, match=r"found x float64\[7, 16\]"):
-        find_calibration({"x": np.ones((7, 16))}, IMAGE)
+        Kernel({"x": np.ones((7, 16))}, IMAGE).find_calibration()
 
 
 def test_two_inputs_are_found_in_a_dict_by_name_and_not_in_loose_arrays() -> None:
     specs = (TensorSpec("a", (None, 2), "float32"), TensorSpec("b", (None, 3), "float32"))
     both = {"a": np.ones((9, 2), "float32"), "b": np.ones((9, 3), "float32")}
-    assert find_calibration({"train": both, "x": both["a"]}, specs).name == "train"
+    assert Kernel({"train": both, "x": both["a"]}, specs).find_calibration().name == "train"
     with pytest.raises(DataError):
-        find_calibration({"x": both["a"], "z": both["b"]}, specs)
+        Kernel({"x": both["a"], "z": both["b"]}, specs).find_calibration()
 
 
 def test_datasets_fit_by_what_their_elements_are() -> None:
@@ -84,8 +84,8 @@ def test_datasets_fit_by_what_their_elements_are() -> None:
     labelled = tf.data.Dataset.from_tensor_slices((images(40), np.zeros(40, int)))
     other = tf.data.Dataset.from_tensor_slices(np.ones((40, 3), "float32")).batch(4)
     kernel = {"test_ds": other, "val_ds": labelled, "train_ds": labelled.batch(8)}
-    assert find_calibration(kernel, IMAGE).name == "train_ds"
-    found = find_test(kernel, IMAGE, None, 0)
+    assert Kernel(kernel, IMAGE).find_calibration().name == "train_ds"
+    found = Kernel(kernel, IMAGE).find_test(None, 0)
     assert found is not None and found.name == "val_ds"
 
 
@@ -102,6 +102,6 @@ def test_a_symbolic_input_left_over_from_building_the_model_is_no_data() -> None
     import keras
 
     kernel = {"inputs": keras.Input((4, 4, 1)), "x_train": images(200)}
-    assert find_calibration(kernel, IMAGE).name == "x_train"
+    assert Kernel(kernel, IMAGE).find_calibration().name == "x_train"
     with pytest.raises(DataError):
-        find_calibration({"inputs": kernel["inputs"]}, IMAGE)
+        Kernel({"inputs": kernel["inputs"]}, IMAGE).find_calibration()

@@ -143,7 +143,7 @@ def test_debug_shows_the_whole_traceback(trained: Kernel) -> None:
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
 def test_a_crash_in_the_job_costs_an_error_and_not_the_kernel(trained: Kernel, number: signal.Signals) -> None:
     trained.run(_inject("die", f'{{"number": {int(number)}}}'))
-    text = two_lines(trained.run("%tflite_convert model"), "ConversionCrashed")
+    text = two_lines(trained.run("%tflite_convert model --no-cache"), "ConversionCrashed")
     assert number.name in text
     assert "stage 'dying'" in text
     trained.run("Worker.call = real_call")
@@ -152,7 +152,7 @@ def test_a_crash_in_the_job_costs_an_error_and_not_the_kernel(trained: Kernel, n
 
 def test_a_hang_in_the_job_ends_at_the_deadline(trained: Kernel) -> None:
     trained.run(_inject("hang", "{}"))
-    text = two_lines(trained.run("%tflite_convert model --timeout 2"), "DeadlineExceeded")
+    text = two_lines(trained.run("%tflite_convert model --timeout 2 --no-cache"), "DeadlineExceeded")
     assert "--timeout" in text
     trained.run("Worker.call = real_call")
     assert "✓ ok" in trained.run("%tflite_convert model").text
@@ -161,7 +161,7 @@ def test_a_hang_in_the_job_ends_at_the_deadline(trained: Kernel) -> None:
 def test_the_stop_button_ends_the_job_within_two_seconds_and_leaves_no_process(trained: Kernel) -> None:
     trained.run(_inject("hang", "{}"))
     kernel_process = psutil.Process(trained.manager.provisioner.pid)  # type: ignore[union-attr]
-    request = trained.start("%tflite_convert model")
+    request = trained.start("%tflite_convert model --no-cache")
     ends = time.monotonic() + 30
     while not (workers := _workers(kernel_process)) and time.monotonic() < ends:
         time.sleep(0.05)
@@ -176,15 +176,16 @@ def test_the_stop_button_ends_the_job_within_two_seconds_and_leaves_no_process(t
     assert "✓ ok" in trained.run("%tflite_convert model").text
 
 
-def test_a_default_lstm_leaves_the_kernel_alive_with_a_named_error(trained: Kernel) -> None:
-    trained.run("lstm = keras.Sequential([keras.Input((8, 8)), keras.layers.LSTM(4)]); x_rows = x_train[..., 0]")
-    text = two_lines(trained.run("%tflite_convert lstm --int8"), "ConversionError")
-    assert "unroll=True" in text
-    trained.run("fixed = keras.Sequential([keras.Input((8, 8), batch_size=1), keras.layers.LSTM(4)])")
-    text = two_lines(trained.run("%tflite_convert fixed --int8"), "ConversionCrashed")
-    assert "SIGSEGV" in text and "unroll=True" in text
-    assert trained.run("%tflite_convert fixed").status == "ok", "float works at the fixed batch size"
-    trained.run("del lstm, fixed, x_rows")
+@pytest.mark.parametrize("batch_size", [None, 1])
+def test_a_default_lstm_is_quantized_unrolled_and_says_so(trained: Kernel, batch_size: int | None) -> None:
+    trained.run(f"lstm = keras.Sequential([keras.Input((8, 8), batch_size={batch_size}), keras.layers.LSTM(4)])")
+    trained.run("x_rows = x_train[..., 0]")
+    text = trained.run("%tflite_convert lstm --int8").displays[0]["text/plain"]
+    assert "int8 .tflite" in text
+    assert "loops were unrolled for the file" in text
+    assert trained.run("lstm.layers[0].unroll").results[0]["text/plain"] == "False"
+    assert trained.run("%tflite_convert lstm").status == "ok", "and float is not unrolled"
+    trained.run("del lstm, x_rows")
 
 
 def test_an_untrained_model_converts_but_is_not_ok(trained: Kernel) -> None:

@@ -29,7 +29,7 @@ def worker() -> Iterator[Worker]:
 
 
 def saved_and_calibrated(model: Any, rows: Any, folder: Path) -> tuple[SavedModelDir, SampleSet]:
-    traced = sources.trace(model, "model")
+    traced = sources.open_source(model, "model").model
     files = save_arrays(folder / "calibration", {traced.signature.inputs[0].name: rows})
     return traced.save(folder / "saved"), SampleSet(files, len(rows), "rows")
 

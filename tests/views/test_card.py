@@ -44,8 +44,9 @@ EVIDENCE = Evidence(
 )
 PROVENANCE = Provenance(
     source="model: Sequential, 13,770 parameters",
+    source_form="SavedModel",
     source_size=64_100,
-    weights_sha256="cd" * 32,
+    source_sha256="cd" * 32,
     route=("traced", "converted"),
     options={"scheme": "int8", "io": "int8", "output": None},
     calibration="x_train (100 of 1300 samples)",
@@ -55,6 +56,7 @@ PROVENANCE = Provenance(
     seconds={"tracing": 0.04},
     cpu_seconds=0.4,
     log="it said <b>this</b>",
+    made="2026-11-23 15:04",
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 MINIMUM_SAMPLES = 30
 """Fewer test samples than this can never be green: at n = 30 one sample is already 3 points."""
@@ -89,6 +89,19 @@ class Evidence:
     latency: Latency | None = None
     baseline_latency: Latency | None = None
     findings: tuple[Finding, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Evidence:
+        """Rebuild from what ``dataclasses.asdict`` gave, also after a trip through JSON."""
+        parts: dict[str, Any] = {"findings": tuple(Finding(**row) for row in data["findings"])}
+        for name, kind in (
+            ("score", Score),
+            ("baseline_score", Score),
+            ("latency", Latency),
+            ("baseline_latency", Latency),
+        ):
+            parts[name] = kind(**data[name]) if data[name] is not None else None
+        return cls(**{**data, **parts})
 
     @property
     def accuracy(self) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,17 +13,22 @@ from tfdeploy_magic.artifacts.signature import Signature, TensorSpec
 
 @dataclass(frozen=True)
 class SavedModelDir:
-    """A frozen SavedModel: one ``saved_model.pb`` that holds graph, weights and signature.
+    """A SavedModel ready to be converted.
 
     Args:
         path: The directory.
-        signature: The one signature it holds; ``TensorSpec.tensor`` names the graph's tensors.
+        signature: The signature to convert; in a frozen one ``TensorSpec.tensor`` names the graph's tensors.
         size: All its bytes on disk.
+        frozen: Whether one ``saved_model.pb`` holds graph, weights and signature; otherwise its variables, tables
+            and assets are beside it.
+        tags: The tags of its graph.
     """
 
     path: Path
     signature: Signature
     size: int
+    frozen: bool = True
+    tags: tuple[str, ...] = ("serve",)
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,16 @@ class LiteFile:
         signatures: By name.
         operators: How many of each operator, "CONV_2D" -> 2.
         tensor_types: How many tensors of each dtype.
+        activations: How many operator outputs are held as quantized integers or as floats, by dtype.
+        float_operators: How many of those outputs are floats, by operator, "SOFTMAX" -> 1.
+        weights: Bytes of constants, by dtype.
+        uninitialised_variables: Variables that the first call reads before anything writes them; what the file
+            answers is then whatever lay in memory.
+        subgraphs: How many; more than one for each signature where there are branches, loops or variables.
+        version: Of the schema.
+        description: Who wrote it, "MLIR Converted.".
+        metadata: The names of its metadata buffers.
+        min_runtime_version: The oldest TensorFlow Lite that runs it, "1.14.0"; None when it does not say.
     """
 
     path: Path
@@ -47,6 +62,38 @@ class LiteFile:
     signatures: Mapping[str, Signature]
     operators: Mapping[str, int]
     tensor_types: Mapping[str, int]
+    activations: Mapping[str, int] = field(default_factory=dict)
+    float_operators: Mapping[str, int] = field(default_factory=dict)
+    weights: Mapping[str, int] = field(default_factory=dict)
+    uninitialised_variables: tuple[str, ...] = ()
+    subgraphs: int = 1
+    version: int = 3
+    description: str = ""
+    metadata: tuple[str, ...] = ()
+    min_runtime_version: str | None = None
+
+    @property
+    def quantized_share(self) -> float | None:
+        """How much of what the scheme quantizes is quantized, 0 to 1; None where there is nothing to quantize.
+
+        For int8 and int16x8 it is the share of the operators' outputs held in integers, by count, without inherent
+        integers such as shapes and indices; for dynamic and float16 the share of the weights held so, in bytes.
+        """
+        held, asked = {
+            "int8": (self.activations, ("int8", "uint8", "int16")),
+            "int16x8": (self.activations, ("int8", "int16")),
+            "dynamic": (self.weights, ("int8",)),
+            "float16": (self.weights, ("float16",)),
+        }.get(self.scheme, ({}, ()))
+        quantized = sum(held.get(dtype, 0) for dtype in asked)
+        total = sum(amount for dtype, amount in held.items() if dtype in asked or "float" in dtype)
+        return quantized / total if total else None
+
+    @property
+    def flex_operators(self) -> tuple[str, ...]:
+        """TensorFlow's own operators in it, "Erf": no interpreter runs them without the Flex delegate."""
+        prefix = "CUSTOM Flex"
+        return tuple(name.removeprefix(prefix) for name in self.operators if name.startswith(prefix))
 
     @property
     def signature(self) -> Signature:
@@ -67,12 +114,19 @@ class LiteFile:
     def from_description(cls, path: Path, scheme: str, data: dict[str, Any]) -> LiteFile:
         """Build from what a job read off the file (``convert.describe``)."""
         found = [Signature.from_dict(row) for row in data["signatures"]]
-        return cls(
-            path=path,
-            scheme=scheme,
-            size=data["size"],
-            sha256=data["sha256"],
-            signatures=MappingProxyType({signature.name: signature for signature in found}),
-            operators=MappingProxyType(data["operators"]),
-            tensor_types=MappingProxyType(data["tensor_types"]),
-        )
+        parts = {name: _frozen(value) for name, value in data.items()}
+        parts["signatures"] = MappingProxyType({signature.name: signature for signature in found})
+        return cls(path=path, scheme=scheme, **parts)
+
+    def to_description(self) -> dict[str, Any]:
+        """Return what :meth:`from_description` takes, as plain data that survives JSON."""
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        del parts["path"], parts["scheme"]
+        parts = {name: dict(value) if isinstance(value, Mapping) else value for name, value in parts.items()}
+        return {**parts, "signatures": [signature.to_dict() for signature in self.signatures.values()]}
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, dict):
+        return MappingProxyType(value)
+    return tuple(value) if isinstance(value, list) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -12,8 +13,9 @@ class Provenance:
 
     Args:
         source: The model, "model: Sequential, 36,042 parameters".
-        source_size: Bytes of its SavedModel.
-        weights_sha256: A digest of its weights.
+        source_form: What it is measured as, "SavedModel" or ".tflite".
+        source_size: Bytes of that.
+        source_sha256: A digest of its graph, its weights and the choices made about it.
         route: The steps, in order, each a clause.
         options: Every option that shaped the file.
         calibration: Which samples calibrated it; None when none were needed.
@@ -23,11 +25,14 @@ class Provenance:
         seconds: Stage -> wall seconds.
         cpu_seconds: Of kernel and job together.
         log: What the converter printed, whole unless very long.
+        made: When, "2026-11-23 15:04".
+        cached: Whether it was made then, and only found again now.
     """
 
     source: str
+    source_form: str
     source_size: int
-    weights_sha256: str
+    source_sha256: str
     route: tuple[str, ...]
     options: Mapping[str, object]
     calibration: str | None
@@ -37,3 +42,10 @@ class Provenance:
     seconds: Mapping[str, float]
     cpu_seconds: float
     log: str
+    made: str
+    cached: bool = False
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Provenance:
+        """Rebuild from what ``dataclasses.asdict`` gave, also after a trip through JSON."""
+        return cls(**{**data, "route": tuple(data["route"])})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,23 @@ class SampleSet:
     def sha256(self) -> str:
         """A digest of all samples in order."""
         return hashlib.sha256(b"".join(self.row_digests())).hexdigest()
+
+
+BLOCK_BYTES = 1_000_000
+"""Input bytes that a model is given at a time: what it computes from them takes a hundred times as much memory."""
+
+
+def rows_at_a_time(arrays: Iterable[npt.NDArray[Any]], most: int) -> int:
+    """Return how many samples to give a model at a time: many small ones, or few large ones."""
+    sample = sum(array[:1].nbytes for array in arrays)
+    return max(1, min(most, BLOCK_BYTES // max(sample, 1)))
+
+
+def digest_of(array: npt.NDArray[Any]) -> str:
+    """Return a digest of an array's dtype, shape and values."""
+    running = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+    running.update(np.ascontiguousarray(array).tobytes())
+    return running.hexdigest()
 
 
 def save_arrays(folder: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Path]:

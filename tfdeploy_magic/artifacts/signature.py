@@ -10,6 +10,9 @@ import numpy.typing as npt
 
 Arrays = dict[str, npt.NDArray[Any]]
 
+UNKNOWN_RANK = (-1,)
+"""The shape of a tensor of which not even the number of dimensions is known."""
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -18,7 +21,7 @@ class TensorSpec:
     Args:
         name: Its name in the signature.
         shape: Its dimensions; None where any size is accepted.
-        dtype: A numpy dtype name, "float32".
+        dtype: A numpy dtype name, "float32", or "string".
         scale: The quantization scale (real = scale * (stored - zero_point)); 0.0 when not quantized.
         zero_point: The quantization zero point.
         tensor: The tensor's name in the graph, where that differs from ``name``.
@@ -36,6 +39,11 @@ class TensorSpec:
         """Whether stored integers stand for real numbers."""
         return self.scale != 0.0
 
+    @property
+    def is_text(self) -> bool:
+        """Whether it holds strings."""
+        return self.dtype == "string"
+
     def quantize(self, real: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Turn real numbers into what this tensor stores, rounding to nearest and saturating."""
         if not self.quantized:
@@ -52,6 +60,8 @@ class TensorSpec:
 
     def __str__(self) -> str:
         shape = ", ".join("?" if size is None else str(size) for size in self.shape)
+        if self.shape == UNKNOWN_RANK:
+            shape = "..."
         return f"{self.name}: {self.dtype}[{shape}]"
 
 
@@ -62,6 +72,12 @@ class Signature:
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size it was built with; None when any will do."""
+        first = self.inputs[0].shape if self.inputs else ()
+        return first[0] if first and first != UNKNOWN_RANK else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that survives JSON."""

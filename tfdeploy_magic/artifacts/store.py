@@ -1,41 +1,174 @@
-"""Where files live: a per-user store by content, and writing that is whole or not at all."""
+"""Where files live: a per-user store of finished work by what made it, and writing that is whole or not at all.
+
+An entry of the store is a folder with a file and a record of it. It appears by one rename, so that no kernel ever
+sees half of it, and two that write the same entry at once do no harm: the first one stays. The store is a cache: the
+entries unused for longest are dropped when it outgrows its limit.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import secrets
 import shutil
 import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
 from tfdeploy_magic.errors import OutputError
 
+LIMIT = 4_000_000_000
+"""Bytes that the store may hold; ``TFDEPLOY_STORE_LIMIT`` sets another number."""
+
+_RECORD = "record.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of the store.
+
+    Args:
+        path: Its file, or None when it is only a record.
+        record: What was noted of it: plain data.
+    """
+
+    path: Path | None
+    record: dict[str, Any]
+
 
 def store_folder() -> Path:
-    """Return the per-user folder that keeps converted files (``XDG_CACHE_HOME`` moves it on Linux)."""
+    """Return the per-user folder that keeps finished work (``XDG_CACHE_HOME`` moves it on Linux)."""
     return platformdirs.user_cache_path("tfdeploy_magic") / "models"
 
 
-def keep(source: Path, file_name: str) -> Path:
-    """Copy a finished file into the store under its content's hash and return where it lives now.
+def key_of(**parts: object) -> str:
+    """Return the key of what these parts make: a digest of them as JSON."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def find(key: str) -> Entry | None:
+    """Return the entry of that key, marked as used; None when there is none or its file is not what it was."""
+    folder = store_folder() / key[:32]
+    try:
+        record = json.loads((folder / _RECORD).read_text())
+        path = folder / record["file"] if record["file"] else None
+        if path is not None and _digest(path) != record["sha256"]:
+            return None
+        os.utime(folder)
+    except (OSError, ValueError, KeyError):
+        return None
+    return Entry(path, record["data"])
+
+
+def keep(key: str, data: Mapping[str, Any], source: Path | None = None, file_name: str = "") -> Entry:
+    """Keep a copy of a finished file, and a record of it, under a key.
 
     Args:
-        source: The finished file.
+        key: From :func:`key_of`.
+        data: Plain data that JSON can carry, NaN and infinity too.
+        source: The finished file; None when there is only a record.
         file_name: What to call it there.
+
+    Returns:
+        The entry; the one that was there before when another kernel was first.
 
     Raises:
         OutputError: The store cannot be written.
     """
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    target = store_folder() / digest[:16] / file_name
-    if not (target.exists() and hashlib.sha256(target.read_bytes()).hexdigest() == digest):
-        write_whole(source, target, force=True)
-    return target
+    target = store_folder() / key[:32]
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    try:
+        partial.mkdir(parents=True)
+        if source is not None:
+            _copy(source, partial / file_name)
+        digest = _digest(source) if source is not None else ""
+        note = json.dumps({"file": file_name, "sha256": digest, "data": dict(data)})
+        (partial / _RECORD).write_text(note)
+        if find(key) is None:  # nothing there, or something broken
+            _move_over(partial, target)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    _drop_oldest(spare=target)
+    return Entry(target / file_name if source is not None else None, dict(data))
+
+
+def size() -> int:
+    """Return the bytes that the store holds."""
+    return sum(_size(folder) for folder in _entries())
+
+
+def _entries() -> list[Path]:
+    return [folder for folder in _folders() if not folder.name.startswith(".")]
+
+
+def _folders() -> list[Path]:
+    try:
+        return [folder for folder in store_folder().iterdir() if folder.is_dir()]
+    except OSError:
+        return []
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    with contextlib.suppress(OSError):  # another kernel may drop it at any moment
+        for path in folder.iterdir():
+            total += path.stat().st_size
+    return total
+
+
+def _drop_oldest(spare: Path) -> None:
+    for folder in _folders():  # what a killed kernel was writing; a living one is done within the hour
+        if folder.name.startswith(".") and _used(folder) < time.time() - 3600:
+            shutil.rmtree(folder, ignore_errors=True)
+    limit = int(os.environ.get("TFDEPLOY_STORE_LIMIT", LIMIT))
+    sizes = {folder: _size(folder) for folder in _entries()}
+    total = sum(sizes.values())
+    for folder in sorted(sizes, key=_used):
+        if total <= limit:
+            return
+        if folder != spare:
+            total -= sizes[folder]
+            shutil.rmtree(_aside(folder), ignore_errors=True)
+
+
+def _used(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _aside(folder: Path) -> Path:
+    """Move an entry out of sight, so that no kernel finds it half deleted."""
+    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}")
+    with contextlib.suppress(OSError):
+        folder.rename(aside)
+    return aside
+
+
+def _move_over(partial: Path, target: Path) -> None:
+    if target.exists():
+        shutil.rmtree(_aside(target), ignore_errors=True)
+    try:
+        partial.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another kernel was first
+            raise
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def check_writable(target: Path, *, force: bool) -> None:
@@ -87,10 +220,7 @@ def write_whole(source: Path, target: Path, *, force: bool) -> None:
     partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("xb") as sink, source.open("rb") as stream:
-            shutil.copyfileobj(stream, sink)
-            sink.flush()
-            os.fsync(sink.fileno())
+        _copy(source, partial)
         if force:
             partial.replace(target)
         else:
@@ -102,6 +232,13 @@ def write_whole(source: Path, target: Path, *, force: bool) -> None:
     finally:
         with contextlib.suppress(OSError):  # a read-only disk refuses even to look whether it is there
             partial.unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with target.open("xb") as sink, source.open("rb") as stream:
+        shutil.copyfileobj(stream, sink)
+        sink.flush()
+        os.fsync(sink.fileno())
 
 
 def _move_without_replacing(source: Path, target: Path) -> None:

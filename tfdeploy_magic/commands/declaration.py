@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from tfdeploy_magic.jobs.progress import Listener, silent
+from tfdeploy_magic.sources import Source
 
 Result = TypeVar("Result")
 
@@ -37,11 +38,13 @@ class OnTheLine:
         positional: It stands alone, without a name.
         flags: Each choice of its ``Literal`` is a flag: ``--int8``.
         short: A one-letter form, "-o".
+        hidden: It is for programs and has no place in a line.
     """
 
     positional: bool = False
     flags: bool = False
     short: str | None = None
+    hidden: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,10 @@ class Options(BaseModel):
         """Return the data options that a face which sees the kernel should fill when they were left out."""
         return ()
 
+    def source(self) -> Source:
+        """Return the opened model of a verb that has one."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Command(Generic[Result]):
@@ -72,6 +79,7 @@ class Command(Generic[Result]):
     name: str
     options: type[Options]
     run: Callable[[Any, Listener], Result]
+    cell: bool = False
 
     def __post_init__(self) -> None:
         fields = self.options.model_fields
@@ -106,11 +114,13 @@ COMMANDS: dict[str, Command[Any]] = {}
 """Every verb, by the name of its magic."""
 
 
-def command(name: str, options: type[Options]) -> Callable[[Callable[[Any, Listener], Result]], Command[Result]]:
-    """Register ``run(options, progress)`` as a verb."""
+def command(
+    name: str, options: type[Options], *, cell: bool = False
+) -> Callable[[Callable[[Any, Listener], Result]], Command[Result]]:
+    """Register ``run(options, progress)`` as a verb, which may also be the magic of a whole cell."""
 
     def register(run: Callable[[Any, Listener], Result]) -> Command[Result]:
-        COMMANDS[name] = Command(name, options, run)
+        COMMANDS[name] = Command(name, options, run, cell)
         return COMMANDS[name]
 
     return register

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tfdeploy_magic import sources
 from tfdeploy_magic.artifacts import store
 from tfdeploy_magic.artifacts.evidence import Evidence, Finding
 from tfdeploy_magic.artifacts.models import LiteFile
@@ -21,6 +21,7 @@ from tfdeploy_magic.artifacts.samples import SampleSet
 from tfdeploy_magic.artifacts.signature import Arrays, Signature, TensorSpec
 from tfdeploy_magic.evaluate import judge, measure
 from tfdeploy_magic.jobs import Report, Worker, silent
+from tfdeploy_magic.sources import Source, open_source
 from tfdeploy_magic.sources.samples import NamedData, gather
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class LiteModel:
     file: LiteFile
     evidence: Evidence
     provenance: Provenance
-    _source: Any = field(default=None, repr=False, compare=False)
+    _source: Callable[[], Source | None] | None = field(default=None, repr=False, compare=False)
     _worker: Worker = field(default_factory=Worker, repr=False, compare=False)
 
     @property
@@ -109,21 +110,23 @@ class LiteModel:
             finding that says why there is no more.
         """
         name = self.provenance.source.partition(":")[0]
-        model = self._source() if self._source is not None else None
         report = Report(silent)
-        with tempfile.TemporaryDirectory(prefix="tfdeploy-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="tfdeploy-") as scratch, contextlib.ExitStack() as opened:
             folder = Path(scratch)
             data = NamedData("x", x, labels=y, labels_name="y")
             samples = self._gather(data, folder / "in")
             task = judge.task(samples.labels, metric, PATIENCE_SECONDS)
-            traced = None if model is None else sources.trace(model, name, self.file.signature.name)
-            if traced is not None and traced.weights_sha256() == self.provenance.weights_sha256:
-                base = judge.baseline(traced.predict(samples, report), task)
-                base = replace(base, latency=traced.latency(samples, report))
-                return measure.measure(self._worker, self.file, samples, base, task, folder / "out", traced.findings)
+            source = self._source() if self._source is not None else None
+            if source is not None:
+                opened.callback(source.close)
+            if source is not None and source.sha256 == self.provenance.source_sha256:
+                model = source.model
+                base = judge.baseline(model.predict(samples, report), task, model.precision)
+                base = replace(base, latency=model.latency(samples, report))
+                return measure.measure(self._worker, self.file, samples, base, task, folder / "out", model.findings)
             answers = measure.ask(self._worker, self.file, samples.files, folder / "out")
             scored = task.score(answers)
-            gone = "is gone" if traced is None else "has changed since this file was made"
+            gone = "is gone" if source is None else "has changed since this file was made"
             return Evidence(
                 metric=scored.metric if scored else None,
                 score=scored.score if scored else None,
@@ -177,9 +180,19 @@ class LiteModel:
         return card.mimebundle(self.file, self.evidence, self.provenance)
 
 
-def source_reference(model: object) -> Any:
-    """Return a weak reference to a model, so that a LiteModel does not keep it alive, or None."""
+def source_reference(source: Source) -> Callable[[], Source | None]:
+    """Return what opens a source again; it does not keep a model alive, only the path of a file."""
+    name, how = source.name, source.how
+    if isinstance(source.value, Path):
+        path = source.value
+        return lambda: open_source(path, name, how)
     try:
-        return weakref.ref(model)
+        reference = weakref.ref(source.value)
     except TypeError:
-        return None
+        return lambda: None
+
+    def again() -> Source | None:
+        alive = reference()
+        return None if alive is None else open_source(alive, name, how)
+
+    return again

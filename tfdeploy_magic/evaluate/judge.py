@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,9 +15,13 @@ from tfdeploy_magic.errors import DataError
 from tfdeploy_magic.evaluate import metrics
 from tfdeploy_magic.evaluate.metrics import Z95
 from tfdeploy_magic.evaluate.parity import Parity, compare, predicted_class
+from tfdeploy_magic.jobs import deadline
 
-FLOAT_SNR_DB = 60.0
-"""A float32 conversion below this is wrong, not imprecise (measured: 120 dB and more)."""
+FLOAT_SNR_DB = {"float16": 40.0, "bfloat16": 25.0, "float32": 60.0}
+"""A float32 conversion below this is wrong, not imprecise: by what the source model computes in.
+
+Measured: 120 dB and more from float32; one rounding to float16 costs all beyond 66 dB, to bfloat16 beyond 48 dB.
+"""
 
 LOW_SNR_DB, POOR_SNR_DB = 20.0, 10.0
 """Quantized: worth a look below the first (a well calibrated int8 file has 35 dB or more), broken below the second."""
@@ -44,12 +48,14 @@ class Task:
         metric: A name, the person's function, or None for accuracy where that makes sense.
         metric_name: What the person calls the function.
         seconds: How long the function may take.
+        postprocess: Turns a model's answers into what the metric takes.
     """
 
     labels: npt.NDArray[Any] | None = None
     metric: str | MetricFunction | None = None
     metric_name: str = "metric"
     seconds: float = 60.0
+    postprocess: MetricFunction | None = None
 
     def score(self, outputs: Arrays) -> Scored | None:
         """Score one model's answers; None when there are no labels or no metric that fits.
@@ -61,6 +67,8 @@ class Task:
         """
         if self.labels is None:
             return None
+        if self.postprocess is not None:
+            outputs = self._postprocessed(outputs, self.postprocess)
         if callable(self.metric):
             value = metrics.custom_score(self.metric, self.metric_name, self.labels, outputs, seconds=self.seconds)
             return Scored(self.metric_name, value, None)
@@ -73,9 +81,20 @@ class Task:
         value, per_sample = metrics.score(chosen, self.labels, outputs)
         return Scored(chosen.name, value, per_sample)
 
+    def _postprocessed(self, outputs: Arrays, function: MetricFunction) -> Arrays:
+        given = next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
+        made = deadline.call(lambda: function(given), seconds=self.seconds, what="the function postprocess")
+        if isinstance(made, Mapping):
+            return {str(name): np.asarray(value) for name, value in made.items()}
+        return {"output": np.asarray(made)}
+
 
 def task(
-    labels: npt.NDArray[Any] | None, metric: str | MetricFunction | None, seconds: float, name: str | None = None
+    labels: npt.NDArray[Any] | None,
+    metric: str | MetricFunction | None,
+    seconds: float,
+    name: str | None = None,
+    postprocess: MetricFunction | None = None,
 ) -> Task:
     """Say how answers are to be scored, and fail before any work is done when they cannot be.
 
@@ -84,6 +103,7 @@ def task(
         metric: A name, the person's function, or None for accuracy where that makes sense.
         seconds: How long the function may take.
         name: What the person calls the function; its own name when None.
+        postprocess: Turns a model's answers into what the metric takes.
 
     Raises:
         NameNotFound: There is no metric of that name.
@@ -101,7 +121,7 @@ def task(
         )
     if labels is not None and labels.dtype == bool:
         labels = labels.astype(int)
-    return Task(labels, metric, called, seconds)
+    return Task(labels, metric, called, seconds, postprocess)
 
 
 @dataclass(frozen=True)
@@ -122,18 +142,20 @@ class Baseline:
         scored: Its task metric.
         latency: Of one sample.
         findings: What is wrong with the model itself.
+        precision: What it computes in, "float32" or "mixed_bfloat16".
     """
 
     outputs: Arrays
     scored: Scored | None
     latency: Latency | None
     findings: tuple[Finding, ...]
+    precision: str = "float32"
 
 
-def baseline(outputs: Arrays, task: Task) -> Baseline:
+def baseline(outputs: Arrays, task: Task, precision: str = "float32") -> Baseline:
     """Judge the source model before anything is compared with it; its latency is not measured yet."""
     scored = task.score(outputs)
-    return Baseline(outputs, scored, None, tuple(_baseline_findings(outputs, task, scored)))
+    return Baseline(outputs, scored, None, tuple(_baseline_findings(outputs, task, scored)), precision)
 
 
 def judge(
@@ -160,7 +182,7 @@ def judge(
     noticed = (
         *findings,
         *base.findings,
-        *_parity_findings(parity, scheme),
+        *_parity_findings(parity, scheme, base.precision),
         *_score_findings(base.scored, scored),
     )
     return Evidence(
@@ -189,6 +211,18 @@ def not_measured(findings: tuple[Finding, ...]) -> Evidence:
     return Evidence(findings=worst_first((*findings, missing)))
 
 
+def not_measurable(findings: tuple[Finding, ...], select_ops: Sequence[str]) -> Evidence:
+    """Return the evidence of a file that no interpreter here can run."""
+    missing = Finding(
+        "warning",
+        "select-ops",
+        f"nothing was measured: the file leaves {', '.join(select_ops)} to TensorFlow's own kernels (Flex), and no "
+        "interpreter that this TensorFlow comes with can run such a file",
+        "Test it on the device, with the tensorflow-lite-select-tf-ops library linked in.",
+    )
+    return Evidence(findings=worst_first((*findings, missing)))
+
+
 def worst_first(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
     """Sort findings: errors, warnings, notes."""
     order = ("error", "warning", "note")
@@ -204,7 +238,7 @@ def _baseline_findings(outputs: Arrays, task: Task, scored: Scored | None) -> It
             f"only {n} test samples: at least {MINIMUM_SAMPLES} are needed before anything can be called ok",
             "Test on more: --test x_test,y_test.",
         )
-    if not all(np.isfinite(output).all() for output in outputs.values()):
+    if not all(np.isfinite(output).all() for output in outputs.values() if output.dtype.kind != "S"):
         yield Finding(
             "error",
             "baseline-not-finite",
@@ -249,7 +283,7 @@ def _collapse(outputs: Arrays, task: Task, scored: Scored | None) -> str | None:
     return None
 
 
-def _parity_findings(parity: Parity, scheme: str) -> Iterator[Finding]:
+def _parity_findings(parity: Parity, scheme: str, precision: str) -> Iterator[Finding]:
     if not parity.finite:
         yield Finding(
             "error",
@@ -260,7 +294,7 @@ def _parity_findings(parity: Parity, scheme: str) -> Iterator[Finding]:
         return
     noise = f"the answers differ from the source model's (SNR {parity.snr_db:.1f} dB)"
     calibrate = "Calibrate on more of the data it will see: --calib NAME --samples N; or try int16x8 or float16."
-    if scheme == "float32" and parity.snr_db < FLOAT_SNR_DB:
+    if scheme == "float32" and parity.snr_db < FLOAT_SNR_DB.get(precision.removeprefix("mixed_"), 60.0):
         yield Finding("error", "float-differs", f"{noise}, though nothing was quantized", "Please report this model.")
     elif parity.agreement is not None:
         if parity.agreement < LOW_AGREEMENT:

@@ -50,24 +50,6 @@ def measure(
     return judge.judge(base, answers, task, scheme=file.scheme, latency=latency, findings=findings)
 
 
-def overlap(calibration: SampleSet | None, test: SampleSet) -> tuple[Finding, ...]:
-    """Find test samples that also calibrated the file: on those it was not tested but tuned."""
-    if calibration is None:
-        return ()
-    seen = set(calibration.row_digests())
-    shared = sum(digest in seen for digest in test.row_digests())
-    if not shared:
-        return ()
-    return (
-        Finding(
-            "error" if shared / test.count > 0.05 else "warning",
-            "calibration-test-overlap",
-            f"{shared} of {test.count} test samples also calibrated the file",
-            "Keep them apart: --calib x_train --test x_test,y_test.",
-        ),
-    )
-
-
 def _of(file: LiteFile, inputs: Mapping[str, Path]) -> dict[str, object]:
     return {
         "path": str(file.path),

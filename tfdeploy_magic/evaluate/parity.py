@@ -43,8 +43,7 @@ def compare(reference: Arrays, answers: Arrays, *, classifier: bool = False) -> 
     snr, absolute, agreements = [], [], []
     finite = True
     for name, expected in reference.items():
-        wanted = np.asarray(expected, dtype=np.float64)
-        got = np.asarray(answers[name], dtype=np.float64)
+        wanted, got = _numbers(expected, answers[name])
         finite = finite and bool(np.isfinite(got).all())
         with np.errstate(invalid="ignore"):  # infinity - infinity; `finite` tells
             difference = np.abs(wanted - got)
@@ -74,6 +73,13 @@ def predicted_class(output: npt.NDArray[Any], *, classifier: bool) -> npt.NDArra
     if not classifier and (np.any(output < 0) or not np.allclose(output.sum(axis=1), 1, atol=1e-3)):
         return None
     return np.asarray(np.argmax(output, axis=1))
+
+
+def _numbers(reference: npt.NDArray[Any], answer: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return two outputs as numbers; of strings, 1 where they are equal."""
+    if reference.dtype.kind in "SUO":
+        return np.ones(reference.shape), (reference == answer).astype(np.float64)
+    return np.asarray(reference, dtype=np.float64), np.asarray(answer, dtype=np.float64)
 
 
 def _snr_db(reference: npt.NDArray[np.float64], difference: npt.NDArray[np.float64]) -> float:

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tfdeploy_magic.artifacts.evidence import Latency
-from tfdeploy_magic.artifacts.samples import open_arrays, save_arrays
-from tfdeploy_magic.artifacts.signature import Arrays, TensorSpec
+from tfdeploy_magic.artifacts.samples import open_arrays, rows_at_a_time, save_arrays
+from tfdeploy_magic.artifacts.signature import UNKNOWN_RANK, Arrays, Signature, TensorSpec
 from tfdeploy_magic.errors import DataError
 from tfdeploy_magic.evaluate.latency import first_rows, summarize, timed_runs
 from tfdeploy_magic.jobs import Report
 
 BATCH_SIZE = 64
+"""Samples at a time, at the most."""
 
 
 class LiteSession:
@@ -37,15 +39,18 @@ class LiteSession:
 
         self._load = load
         self.threads = threads
-        # Tensors are found by their signature names: the order of get_input_details() is not the signature's.
-        # The runner must be gone before anything is resized, so it is asked once, on an interpreter of its own.
-        runner = load().get_signature_runner()
-        self._inputs = {name: (d["index"], _spec(name, d)) for name, d in runner.get_input_details().items()}
-        self._outputs = {name: (d["index"], _spec(name, d)) for name, d in runner.get_output_details().items()}
-        del runner
+        self._name, inputs, outputs = _doors(load())
+        self._inputs = {name: (details["index"], _spec(name, details)) for name, details in inputs.items()}
+        self._outputs = {name: (details["index"], _spec(name, details)) for name, details in outputs.items()}
         self._interpreter = load()
-        self._batch = 0
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._resizable = all(spec.shape and spec.shape[0] is None for _, spec in self._inputs.values())
+
+    @property
+    def signature(self) -> Signature:
+        """What the file takes and gives, as its first signature says; by tensor names where it has none."""
+        specs = [tuple(spec for _, spec in doors.values()) for doors in (self._inputs, self._outputs)]
+        return Signature(self._name, *specs)
 
     def load(self) -> None:
         """Make ready for one sample, as the first prediction would.
@@ -53,7 +58,7 @@ class LiteSession:
         Raises:
             RuntimeError: The interpreter refuses the file.
         """
-        self._prepare(1)
+        self._prepare(1, {name: tuple(size or 1 for size in spec.shape[1:]) for name, spec in self._specs()})
 
     def predict(self, inputs: Arrays, report: Report) -> Arrays:
         """Answer every sample.
@@ -67,9 +72,10 @@ class LiteSession:
         """
         count = len(next(iter(inputs.values())))
         chunks: dict[str, list[Any]] = {name: [] for name in self._outputs}
+        most = rows_at_a_time(inputs.values(), BATCH_SIZE)
         done = 0
         while done < count:
-            batch = self._prepare(min(BATCH_SIZE, count - done))
+            batch = self._prepare(min(most, count - done), _rows_of(inputs))
             rows = {name: array[done : done + batch] for name, array in inputs.items()}
             short = batch - len(next(iter(rows.values())))
             if short:  # a batch size fixed in the graph
@@ -82,7 +88,7 @@ class LiteSession:
 
     def latency(self, inputs: Arrays, report: Report) -> Latency:
         """Time single samples, quantization of inputs and outputs not counted."""
-        batch = self._prepare(1)
+        batch = self._prepare(1, _rows_of(inputs))
         self._set_inputs({name: first_rows(array, batch) for name, array in inputs.items()})
 
         def once() -> float:
@@ -92,52 +98,94 @@ class LiteSession:
 
         return summarize(timed_runs(once, report), threads=self.threads, batch=batch)
 
-    def _prepare(self, wanted: int) -> int:
-        """Get ready for ``wanted`` samples at a time and return how many it will be."""
-        if self._resizable and wanted != self._batch:
-            if self._try_resize(wanted):
-                self._batch = wanted
-            else:  # some graphs reshape to a constant: one sample at a time always works
-                self._interpreter = self._load()
-                self._resizable = False
-                self._batch = 0
-        if not self._batch:
-            self._interpreter.allocate_tensors()
-            spec = next(iter(self._inputs.values()))[1]
-            self._batch = (spec.shape[0] or 1) if spec.shape else 1
-        return self._batch
+    def _specs(self) -> list[tuple[str, TensorSpec]]:
+        return [(name, spec) for name, (_, spec) in self._inputs.items()]
 
-    def _try_resize(self, batch: int) -> bool:
+    def _prepare(self, wanted: int, rows: dict[str, tuple[int, ...]]) -> int:
+        """Get ready for ``wanted`` samples at a time, each of these shapes, and return how many it will be."""
+        fixed = next((spec.shape[0] for _, spec in self._specs() if spec.shape and spec.shape[0]), 1)
+        batch = wanted if self._resizable else fixed
+        if not self._try_shapes(batch, rows):  # some graphs reshape to a constant: one sample at a time always works
+            self._interpreter = self._load()
+            self._shapes = {}
+            self._resizable = False
+            batch = fixed
+            if not self._try_shapes(batch, rows):
+                self._interpreter.allocate_tensors()
+        return batch
+
+    def _try_shapes(self, batch: int, rows: dict[str, tuple[int, ...]]) -> bool:
+        """Resize the inputs; False when the graph does not bear it."""
+        shapes = {name: (batch, *rows[name]) if spec.shape else () for name, spec in self._specs()}
+        if shapes == self._shapes:
+            return True
         try:
-            for details in self._interpreter.get_input_details():
-                self._interpreter.resize_tensor_input(details["index"], [batch, *details["shape"][1:]])
+            for name, shape in shapes.items():
+                index, spec = self._inputs[name]
+                if None in spec.shape or spec.shape == UNKNOWN_RANK:
+                    self._interpreter.resize_tensor_input(index, list(shape))
             self._interpreter.allocate_tensors()
-            self._interpreter.invoke()
+            if batch > 1 and self._resizable:
+                self._interpreter.invoke()
+                answers = [self._interpreter.get_tensor(index).shape for index, _ in self._outputs.values()]
+                if not all(shape and shape[0] == batch for shape in answers):
+                    return False
         except RuntimeError:
+            if batch == 1:
+                raise
             return False
-        shapes = [self._interpreter.get_tensor(index).shape for index, _ in self._outputs.values()]
-        return all(shape and shape[0] == batch for shape in shapes)
+        self._shapes = shapes
+        return True
 
     def _set_inputs(self, rows: Arrays) -> None:
         for name, (index, spec) in self._inputs.items():
-            self._interpreter.set_tensor(index, spec.quantize(np.ascontiguousarray(rows[name])))
+            values = np.ascontiguousarray(rows[name])
+            self._interpreter.set_tensor(index, values.astype(object) if spec.is_text else spec.quantize(values))
 
     def _invoke(self, rows: Arrays) -> Arrays:
         self._set_inputs(rows)
         self._interpreter.invoke()
         return {
-            name: spec.dequantize(self._interpreter.get_tensor(index)) for name, (index, spec) in self._outputs.items()
+            name: _plain(spec.dequantize(self._interpreter.get_tensor(index)))
+            for name, (index, spec) in self._outputs.items()
         }
+
+
+def _doors(interpreter: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Return a file's signature: its name, and the details of each input and output by name.
+
+    Tensors are found by their signature names: the order of get_input_details() is not the signature's. A runner
+    must be gone before anything is resized, so this takes an interpreter of its own.
+    """
+    names = list(interpreter.get_signature_list())
+    if names:
+        runner = interpreter.get_signature_runner(names[0])
+        return names[0], runner.get_input_details(), runner.get_output_details()
+    inputs = {details["name"].partition(":")[0]: details for details in interpreter.get_input_details()}
+    outputs = {details["name"].partition(":")[0]: details for details in interpreter.get_output_details()}
+    return "serving_default", inputs, outputs
 
 
 def _spec(name: str, details: dict[str, Any]) -> TensorSpec:
     parameters = details["quantization_parameters"]
     scales, zero_points = parameters["scales"], parameters["zero_points"]
     shape = tuple(None if size < 0 else int(size) for size in details["shape_signature"])
+    tensor = str(details["name"])
+    if details["dtype"] is np.bytes_:
+        return TensorSpec(name, shape, "string", tensor=tensor)
     dtype = np.dtype(details["dtype"]).name
     if len(scales) and np.issubdtype(details["dtype"], np.integer):
-        return TensorSpec(name, shape, dtype, float(scales[0]), int(zero_points[0]))
-    return TensorSpec(name, shape, dtype)
+        return TensorSpec(name, shape, dtype, float(scales[0]), int(zero_points[0]), tensor)
+    return TensorSpec(name, shape, dtype, tensor=tensor)
+
+
+def _rows_of(inputs: Arrays) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape[1:] for name, array in inputs.items()}
+
+
+def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return strings as fixed-width bytes, which a ``.npy`` file holds without pickling."""
+    return array.astype(np.bytes_) if array.dtype == object else array
 
 
 def _open(path: str, sha256: str) -> LiteSession:

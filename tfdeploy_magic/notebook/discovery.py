@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,59 +44,97 @@ _LABEL_NAMES = (
 """How people name the labels of what they name so."""
 
 
-def find_calibration(namespace: Namespace, specs: Sequence[TensorSpec]) -> NamedData:
-    """Return the data that fits best for calibration: a representative dataset, else training data.
-
-    Raises:
-        DataError: Nothing fits; the error says what would.
-    """
-    found = sorted(_candidates(namespace, specs, generators=True), key=_rank(_CALIBRATION_ORDER))
-    if not found:
-        wanted = " and ".join(_wanted(spec) for spec in specs)
-        raise DataError(
-            "no data in this kernel fits this model",
-            found=_near_misses(namespace),
-            wanted=wanted,
-            cure="Make some, or name it: --calib NAME.",
-        )
-    return replace(found[0], remark="found by its shape; --calib NAME chooses another")
-
-
-def find_test(
-    namespace: Namespace, specs: Sequence[TensorSpec], calibration: NamedData | None, samples: int
-) -> NamedData | None:
-    """Return the data that fits best for testing, with its labels, never the rows that calibrate; None if none fits.
+@dataclass(frozen=True)
+class Kernel:
+    """What a kernel holds, looked at for one model.
 
     Args:
         namespace: The kernel's variables.
         specs: The model's inputs.
-        calibration: What calibrates the file.
-        samples: How many samples of it do.
+        preprocess: Turns rows as they are kept into what the model takes.
     """
-    found = sorted(_candidates(namespace, specs, generators=False), key=_rank(_TEST_ORDER))
-    if not found:
-        return None
-    best = found[0]
-    columns = arrays_of(best.value, specs)
-    if columns is None:
-        return replace(best, remark="found by its shape; --test NAME chooses another")
-    count = len(columns[0])
-    order = np.random.default_rng(SEED).permutation(count)  # the same draw that gather() calibrates with
-    remark = "found by its shape; --test x,y chooses other"
-    if calibration is not None and calibration.value is best.value:
-        if count <= samples:
+
+    namespace: Namespace
+    specs: Sequence[TensorSpec]
+    preprocess: Any = None
+
+    def find_calibration(self) -> NamedData:
+        """Return the data that fits best for calibration: a representative dataset, else training data.
+
+        Raises:
+            DataError: Nothing fits; the error says what would.
+        """
+        found = sorted(self._candidates(generators=True), key=_rank(_CALIBRATION_ORDER))
+        if not found:
+            raise DataError(
+                "no data in this kernel fits this model",
+                found=_near_misses(self.namespace),
+                wanted=" and ".join(_wanted(spec) for spec in self.specs),
+                cure="Make some, or name it: --calib NAME.",
+            )
+        return replace(found[0], remark="found by its shape; --calib NAME chooses another")
+
+    def find_test(self, calibration: NamedData | None, samples: int) -> NamedData | None:
+        """Return the data that fits best for testing, with its labels, never the rows that calibrate.
+
+        Args:
+            calibration: What calibrates the file.
+            samples: How many samples of it do.
+
+        Returns:
+            None if none fits.
+        """
+        found = sorted(self._candidates(generators=False), key=_rank(_TEST_ORDER))
+        if not found:
             return None
-        order = order[samples:]
-        remark = "rows that did not calibrate the file; --test x,y chooses other"
-    labels_name = labels_for(best.name, count, namespace)
-    return replace(
-        best,
-        name=f"{best.name}, {labels_name}" if labels_name else best.name,
-        rows=np.sort(order[:TEST_ROWS]),
-        labels=namespace[labels_name] if labels_name else None,
-        labels_name=labels_name,
-        remark=remark,
-    )
+        best = found[0]
+        columns = [best.value] if self.preprocess is not None else arrays_of(best.value, self.specs)
+        if columns is None or is_dataset(best.value):
+            return replace(best, remark="found by its shape; --test NAME chooses another")
+        count = len(columns[0])
+        order = np.random.default_rng(SEED).permutation(count)  # the same draw that gather() calibrates with
+        remark = "found by its shape; --test x,y chooses other"
+        if calibration is not None and calibration.value is best.value:
+            if count <= samples:
+                return None
+            order = order[samples:]
+            remark = "rows that did not calibrate the file; --test x,y chooses other"
+        labels_name = labels_for(best.name, count, self.namespace)
+        return replace(
+            best,
+            name=f"{best.name}, {labels_name}" if labels_name else best.name,
+            rows=np.sort(order[:TEST_ROWS]),
+            labels=self.namespace[labels_name] if labels_name else None,
+            labels_name=labels_name,
+            remark=remark,
+        )
+
+    def _candidates(self, *, generators: bool) -> Iterator[NamedData]:
+        for name, value in variables(self.namespace):
+            if generators and callable(value) and re.match(r"representative_data", name):
+                yield NamedData(name, value)
+            elif self.preprocess is not None:
+                if is_array(value) and not sources.is_model(value) and self._fits_preprocessed(value):
+                    yield NamedData(name, value)
+            elif is_dataset(value):
+                shapes = element_shapes(value, self.specs)
+                if shapes is not None and _dataset_fits(shapes, self.specs):
+                    yield NamedData(name, value)
+            elif (columns := _arrays(value, self.specs)) is not None and all(
+                _array_fits(column, spec) for column, spec in zip(columns, self.specs, strict=True)
+            ):
+                yield NamedData(name, value)
+
+    def _fits_preprocessed(self, value: Any) -> bool:
+        """Whether the person's function makes of one row what the model takes."""
+        function = getattr(self.preprocess, "value", self.preprocess)
+        if len(getattr(value, "shape", ())) < 2:
+            return False  # labels, most likely
+        try:
+            columns = arrays_of(function(np.asarray(value[:1])), self.specs)
+        except Exception:  # whatever it says of data that it was not made for
+            return False
+        return columns is not None and all(_array_fits(c, s) for c, s in zip(columns, self.specs, strict=True))
 
 
 def labels_for(name: str, count: int, namespace: Namespace) -> str | None:
@@ -108,20 +146,6 @@ def labels_for(name: str, count: int, namespace: Namespace) -> str | None:
             if other != name and is_array(value) and len(namespace[other]) == count:
                 return other
     return None
-
-
-def _candidates(namespace: Namespace, specs: Sequence[TensorSpec], *, generators: bool) -> Iterator[NamedData]:
-    for name, value in variables(namespace):
-        if generators and callable(value) and re.match(r"representative_data", name):
-            yield NamedData(name, value)
-        elif is_dataset(value):
-            shapes = element_shapes(value, specs)
-            if shapes is not None and _dataset_fits(shapes, specs):
-                yield NamedData(name, value)
-        elif (columns := _arrays(value, specs)) is not None and all(
-            _array_fits(column, spec) for column, spec in zip(columns, specs, strict=True)
-        ):
-            yield NamedData(name, value)
 
 
 def _arrays(value: Any, specs: Sequence[TensorSpec]) -> list[Any] | None:
@@ -155,6 +179,8 @@ def _dataset_fits(shapes: list[Any], specs: Sequence[TensorSpec]) -> bool:
 def _same_kind(dtype: Any, spec: TensorSpec) -> bool:
     # Whole numbers for a float input are not taken unasked: pixels of 0..255 for a model that learned 0..1 would fit.
     name = getattr(dtype, "name", str(dtype))
+    if spec.is_text:
+        return name == "string" or getattr(dtype, "kind", "") in "SU"
     try:
         return np.dtype(name).kind == np.dtype(spec.dtype).kind
     except TypeError:

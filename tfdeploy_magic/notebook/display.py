@@ -90,6 +90,17 @@ def brief(error: errors.TfdeployError, shell: InteractiveShell) -> errors.Tfdepl
     return error
 
 
+def from_their_code(error: Exception, shell: InteractiveShell) -> Exception:
+    """Make IPython show an exception of the person's cell from their own first line on, and not from ours."""
+
+    def render() -> list[str]:
+        trace = _without_our_frames(_inside_our_frames(error.__traceback__))
+        return list(shell.InteractiveTB.structured_traceback(type(error), error, trace))
+
+    error._render_traceback_ = render  # type: ignore[attr-defined]
+    return error
+
+
 def print_job_trace(error: errors.TfdeployError) -> None:
     """Print what happened inside the job, for ``--debug``."""
     seen: BaseException | None = error
@@ -106,6 +117,13 @@ def print_job_trace(error: errors.TfdeployError) -> None:
 
 def _lines(error: errors.TfdeployError) -> list[str]:
     return str(error).splitlines()
+
+
+def _inside_our_frames(trace: TracebackType | None) -> TracebackType | None:
+    package = __name__.partition(".")[0]
+    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] != package:
+        trace = trace.tb_next
+    return trace
 
 
 def _without_our_frames(trace: TracebackType | None) -> TracebackType | None:

@@ -9,14 +9,15 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets import Bool
 from traitlets.config import Configurable
 
-from tfdeploy_magic import __version__, jobs, sources
-from tfdeploy_magic.commands import tflite_convert  # noqa: F401  (importing a command registers it)
+from tfdeploy_magic import __version__, jobs
+from tfdeploy_magic.commands import inspect, tfdeploy, tflite_convert  # noqa: F401  (importing registers them)
 from tfdeploy_magic.commands.declaration import COMMANDS, Command, FromKernel, Named, Options
-from tfdeploy_magic.errors import JobCancelled, NotAModel, TfdeployError
+from tfdeploy_magic.errors import JobCancelled, TfdeployError
 from tfdeploy_magic.notebook import discovery, namespace
+from tfdeploy_magic.notebook.cells import ConverterCell
 from tfdeploy_magic.notebook.completer import matcher_for
-from tfdeploy_magic.notebook.display import Stage, brief, print_job_trace
-from tfdeploy_magic.notebook.parser import CommandParser, marker
+from tfdeploy_magic.notebook.display import Stage, brief, from_their_code, print_job_trace
+from tfdeploy_magic.notebook.parser import CommandParser, Line, marker
 from tfdeploy_magic.sources.samples import NamedData
 
 
@@ -35,7 +36,8 @@ class TFDeployMagics(Configurable):
     def install(self) -> None:
         """Register the magics, the completion, and the watch for a first model."""
         for name in self.parsers:
-            self.shell.magics_manager.register_function(self._magic(name), magic_kind="line", magic_name=name)
+            kind = "line_cell" if COMMANDS[name].cell else "line"
+            self.shell.magics_manager.register_function(self._magic(name), magic_kind=kind, magic_name=name)
         configurables: list[Any] = self.shell.configurables  # what %config lists
         configurables.append(self)
         self.shell.Completer.custom_matchers.append(self.matcher)
@@ -44,7 +46,8 @@ class TFDeployMagics(Configurable):
     def uninstall(self) -> None:
         """Undo :meth:`install`."""
         for name in self.parsers:
-            self.shell.magics_manager.magics["line"].pop(name, None)
+            for kind in ("line", "cell"):
+                self.shell.magics_manager.magics[kind].pop(name, None)
         configurables: list[Any] = self.shell.configurables
         configurables.remove(self)
         self.shell.Completer.custom_matchers.remove(self.matcher)
@@ -62,13 +65,15 @@ class TFDeployMagics(Configurable):
         name = models[-1] if models else "MODEL"
         return f"tfdeploy_magic {__version__}. Try: %tflite_convert {name} --int8    (help: %tflite_convert?)"
 
-    def _magic(self, name: str) -> Callable[[str], Any]:
+    def _magic(self, name: str) -> Callable[..., Any]:
         parser, command = self.parsers[name], COMMANDS[name]
 
-        def magic(line: str) -> Any:
+        def magic(line: str, cell: str | None = None) -> Any:
             parsed = parser.parse_line(line)
             try:
-                return self._run(parser, command, parsed.values, parsed.variable)
+                if cell is None:
+                    return self._run(parser, command, parsed.values, parsed.variable)
+                return self._run_cell(parser, command, parsed, cell)
             except TfdeployError as error:
                 if parsed.debug:
                     print_job_trace(error)
@@ -78,6 +83,17 @@ class TFDeployMagics(Configurable):
         magic.__doc__ = parser.format_help()
         magic.__name__ = name
         return magic
+
+    def _run_cell(self, parser: CommandParser, command: Command[Any], parsed: Line, cell: str) -> Any:
+        def convert(values: dict[str, Any]) -> Any:
+            return self._run(parser, command, values, parsed.variable)
+
+        try:
+            return ConverterCell(self.shell, parsed.values, convert).run(cell)
+        except TfdeployError:
+            raise
+        except Exception as error:
+            raise from_their_code(error, self.shell) from error.__cause__
 
     def _run(self, parser: CommandParser, command: Command[Any], values: dict[str, Any], variable: str | None) -> Any:
         options = self._resolved(parser, command, values)
@@ -111,10 +127,12 @@ class TFDeployMagics(Configurable):
         found = self._found(options)
         return parser.validated({**values, **found}) if found else options
 
-    def _kernel_value(self, kind: str, words: str) -> Any:
+    def _kernel_value(self, kind: str, words: Any) -> Any:
+        if not isinstance(words, str):
+            return words  # a cell gives values, a line gives names
         user_ns = self.shell.user_ns
         if kind == "model":
-            return Named(words, namespace.lookup(words, user_ns, wanted="a model in this kernel"))
+            return Named(words, namespace.lookup_model(words, user_ns))
         if kind == "function":
             value = user_ns.get(words)
             return Named(words, value) if callable(value) else words
@@ -127,24 +145,20 @@ class TFDeployMagics(Configurable):
 
     def _found(self, options: Options) -> dict[str, Any]:
         missing = [name for name in options.data_to_find() if getattr(options, name) is None]
-        model = getattr(options, "model", None)
-        if not missing or not isinstance(model, Named):
+        if not missing:
             return {}
-        if not sources.is_model(model.value):
-            names = namespace.models(self.shell.user_ns)
-            raise NotAModel(
-                f"{model.name} is not a model",
-                found=sources.describe(model.value),
-                wanted="a Keras model",
-                cure=f"Models in this kernel: {', '.join(names)}."
-                if names
-                else "There is no model in this kernel yet.",
+        source = options.source()
+        try:
+            found: dict[str, Any] = {"model": Named(source.name, source)}
+            kernel = discovery.Kernel(
+                self.shell.user_ns, source.inputs, preprocess=getattr(options, "preprocess", None)
             )
-        specs = sources.input_specs(model.value, model.name)
-        found: dict[str, Any] = {}
-        if "calib" in missing:
-            found["calib"] = discovery.find_calibration(self.shell.user_ns, specs)
-        if "test" in missing:
-            calibration = found.get("calib", getattr(options, "calib", None))
-            found["test"] = discovery.find_test(self.shell.user_ns, specs, calibration, getattr(options, "samples", 0))
+            if "calib" in missing:
+                found["calib"] = kernel.find_calibration()
+            if "test" in missing:
+                calibration = found.get("calib", getattr(options, "calib", None))
+                found["test"] = kernel.find_test(calibration, getattr(options, "samples", 0))
+        except BaseException:
+            source.close()
+            raise
         return found

@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from tfdeploy_magic import sources
-from tfdeploy_magic.errors import NameNotFound
+from tfdeploy_magic.errors import NameNotFound, NotAModel
 
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _IPYTHONS_OWN = {"In", "Out", "exit", "quit", "open", "get_ipython"}
@@ -44,6 +45,28 @@ def lookup(path: str, namespace: Namespace, *, wanted: str) -> Any:
             raise _missing(path, wanted, attributes, f"on {type(value).__name__}", attribute)
         value = getattr(value, attribute)
     return value
+
+
+def lookup_model(words: str, namespace: Namespace) -> Any:
+    """Return the model a person named: a variable, an attribute path, or the path of a file.
+
+    Raises:
+        NameNotFound: There is none; the error names the models there are.
+        NotAModel: The variable is something else.
+    """
+    first = words.partition(".")[0]
+    if first not in namespace and sources.files.looks_like_a_path(words):
+        return sources.files.path_of(words)
+    value = lookup(words, namespace, wanted="a model in this kernel, or a model file")
+    if isinstance(value, str | Path) or sources.is_model(value):
+        return value
+    names = models(namespace)
+    raise NotAModel(
+        f"{words} is not a model",
+        found=sources.describe(value),
+        wanted=sources.WANTED,
+        cure=f"Models in this kernel: {', '.join(names)}." if names else "There is no model in this kernel yet.",
+    )
 
 
 def models(namespace: Namespace) -> list[str]:

@@ -78,6 +78,8 @@ class CommandParser(MagicArgumentParser):
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0])
+            if first["type"] == "missing":
+                self.error(f"the following arguments are required: {name.upper()}")
             self.error(f"--{name.replace('_', '-')} {values.get(name)}: {first['msg'].lower()}")
 
     def error(self, message: str) -> NoReturn:
@@ -90,11 +92,14 @@ class CommandParser(MagicArgumentParser):
 
     def _add(self, name: str, field: FieldInfo) -> None:
         form = marker(field, OnTheLine) or OnTheLine()
+        if form.hidden:
+            return
         spelled = f"--{name.replace('_', '-')}"
         options = [form.short, spelled] if form.short else [spelled]
         choices = _choices(field.annotation)
         if form.positional:
-            self.add_argument(name, metavar=name.upper(), help=field.description)
+            # It may be left out of a cell magic's line, where the cell itself says it.
+            self.add_argument(name, metavar=name.upper(), help=field.description, nargs="?", choices=choices or None)
         elif form.flags:
             group = self.add_mutually_exclusive_group()
             for choice in choices:

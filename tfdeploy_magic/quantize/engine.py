@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGABRT, SIGSEGV
@@ -13,32 +12,13 @@ from typing import Any
 from tfdeploy_magic.artifacts.models import LiteFile, SavedModelDir
 from tfdeploy_magic.artifacts.samples import SampleSet, open_arrays
 from tfdeploy_magic.artifacts.signature import Arrays, Signature
-from tfdeploy_magic.convert import contract
-from tfdeploy_magic.convert.converter import FrozenGraph
+from tfdeploy_magic.convert import contract, plain, refusals
+from tfdeploy_magic.convert.converter import open_graph
 from tfdeploy_magic.convert.describe import describe
 from tfdeploy_magic.errors import ConversionCrashed, ConversionError, DataError, JobFailed
 from tfdeploy_magic.evaluate.session import LiteSession
 from tfdeploy_magic.jobs import Report, Worker
 from tfdeploy_magic.quantize.schemes import SCHEMES, IoType
-
-_KNOWN_REFUSALS = (
-    (
-        r"'tf\.TensorListReserve' op requires element_shape to be static",
-        "a loop over a batch of unknown size (LSTM, GRU or another RNN layer)",
-        "Build the layer with unroll=True, or the model with keras.Input(batch_size=1, ...).",
-    ),
-    (
-        r"'(tf\.\w+)' op is neither a custom op nor a flex op",
-        r"the operation \1, which .tflite has no builtin for",
-        "Replace it in the model, or move it out: into preprocessing or postprocessing.",
-    ),
-    (
-        r"Max and min for dynamic tensors should be recorded during calibration",
-        "an integer input or a tensor that calibration saw no range for",
-        "int16x8 cannot quantize this model: use --int8 or --dynamic.",
-    ),
-)
-"""What TensorFlow says, what it means, and the cure."""
 
 _CRASH_CURES = {
     "calibrating": "Loops (LSTM, GRU) crash TensorFlow's calibrator: build with unroll=True, or use --dynamic.",
@@ -54,16 +34,22 @@ def make_files(
     *,
     io: IoType | None = None,
     calibration: SampleSet | None = None,
+    select_ops: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    layers: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, LiteFile]:
-    """Convert a frozen model to one .tflite file a scheme, in a worker.
+    """Convert a saved model to one .tflite file a scheme, in a worker.
 
     Args:
         worker: The process that does it.
-        saved_model: What ``TracedModel.save`` wrote.
+        saved_model: What a source wrote: a SavedModel, or a float .tflite file.
         schemes: Which; the graph is opened once and converted to float once for all of them.
         folder: Where the files go; they are called "SCHEME.tflite".
         io: The dtype of floating-point inputs and outputs of an int8 file; the scheme's own when None.
         calibration: Real samples; needed by int8 and int16x8.
+        select_ops: Leave operations that .tflite has no builtin for to TensorFlow's kernels.
+        settings: Settings of TensorFlow's own converter, which then does it all; None for our own route.
+        layers: Name scope of a layer -> how a person knows it; errors name layers.
 
     Returns:
         Scheme -> its file, checked against what was asked.
@@ -74,7 +60,7 @@ def make_files(
         ConversionCrashed: The converter died; the cure is named where it is known.
         JobError: It hung or outgrew its memory.
     """
-    batch = saved_model.signature.inputs[0].shape[0] or 1
+    batch = saved_model.signature.fixed_batch or 1
     if calibration is not None and calibration.count < batch:
         raise DataError(
             f"{calibration.name} cannot calibrate this model",
@@ -86,6 +72,10 @@ def make_files(
     arguments = {
         "saved_model": str(saved_model.path),
         "signature": saved_model.signature.to_dict(),
+        "frozen": saved_model.frozen,
+        "tags": list(saved_model.tags),
+        "select_ops": select_ops,
+        "settings": dict(settings) if settings is not None else None,
         "schemes": list(schemes),
         "io": io or SCHEMES["int8"].io,
         "calibration": {name: str(file) for name, file in calibration.files.items()} if calibration else None,
@@ -94,7 +84,7 @@ def make_files(
     try:
         made = worker.call(f"{__name__}:convert_task", arguments, crash=ConversionCrashed)
     except JobFailed as error:
-        raise _explained(error) from error
+        raise (refusals.explain(error.message, layers) or error) from error
     except ConversionCrashed as error:
         # A kill from outside, for want of memory say, has a cure of its own already.
         cure = _CRASH_CURES.get(error.stage) if error.signal in (SIGSEGV, SIGABRT) else None
@@ -111,8 +101,11 @@ def make_files(
         scheme: LiteFile.from_description(Path(row["path"]), scheme, row["description"]) for scheme, row in made.items()
     }
     for scheme, file in files.items():
+        contract.check_variables(file)
+        if settings is not None:
+            continue  # what such a file should hold is known to whoever chose them
         asked_io = (io if scheme == "int8" else None) or SCHEMES[scheme].io
-        contract.check(file, saved_model.signature, io=asked_io)
+        contract.check(file, saved_model.signature, io=asked_io, select_ops=select_ops)
     return {scheme: _in_argument_order(file, saved_model.signature) for scheme, file in files.items()}
 
 
@@ -129,22 +122,14 @@ def _in_argument_order(file: LiteFile, asked: Signature) -> LiteFile:
     return replace(file, signatures=MappingProxyType({asked.name: ordered}))
 
 
-def _explained(error: JobFailed) -> ConversionError | JobFailed:
-    for pattern, meaning, cure in _KNOWN_REFUSALS:
-        if match := re.search(pattern, error.message):
-            return ConversionError(
-                "TensorFlow cannot convert this model",
-                found=match.expand(meaning),
-                wanted="a model whose every operation .tflite can hold",
-                cure=cure,
-            )
-    return error
-
-
 def convert_task(
     report: Report,
     saved_model: str,
     signature: dict[str, Any],
+    frozen: bool,
+    tags: list[str],
+    select_ops: bool,
+    settings: dict[str, Any] | None,
     schemes: list[str],
     io: str,
     calibration: dict[str, str] | None,
@@ -154,8 +139,12 @@ def convert_task(
 
     Args:
         report: Told of the progress.
-        saved_model: The folder ``TracedModel.save`` wrote.
+        saved_model: The folder of a SavedModel, or a .tflite file.
         signature: Its signature, with the graph's tensor names.
+        frozen: Whether its weights are constants of its graph.
+        tags: The tags of its graph.
+        select_ops: Whether TensorFlow's kernels may be left in the file.
+        settings: Settings of TensorFlow's own converter; None for our own route.
         schemes: Which schemes.
         io: The dtype of inputs and outputs of the int8 file.
         calibration: Input name -> ``.npy`` file of calibration samples; needed by int8 and int16x8.
@@ -167,27 +156,32 @@ def convert_task(
     target = Path(folder)
     asked = Signature.from_dict(signature)
     report.stage("reading the graph")
-    graph = FrozenGraph.open(Path(saved_model), asked)
+    graph = open_graph(Path(saved_model), asked, frozen=frozen, tags=tuple(tags))
     float_model: bytes | None = None
     made = {}
+    samples = open_arrays({name: Path(file) for name, file in calibration.items()}) if calibration else None
     for scheme in schemes:
-        if scheme in ("float16", "dynamic"):
+        if settings is not None:
+            report.stage("converting with your settings")
+            content = plain.convert(graph, settings, samples, report)
+        elif scheme in ("float16", "dynamic"):
             report.stage(f"converting to {scheme}")
-            content = graph.convert(optimize=True, float16=scheme == "float16")
+            content = graph.convert(optimize=True, float16=scheme == "float16", select_ops=select_ops)
         else:
             if float_model is None:
                 report.stage("converting to float32")
-                float_model = graph.convert()
+                float_model = graph.convert(select_ops=select_ops)
             content = float_model
             if scheme != "float32":
-                assert calibration is not None
-                samples = open_arrays({name: Path(file) for name, file in calibration.items()})
+                assert samples is not None
                 content = _quantize(float_model, scheme, io, samples, asked, report)
         path = target / f"{scheme}.tflite"
         path.write_bytes(content)
         report.stage("loading the file")
-        _check_that_it_loads(path, scheme)
-        made[scheme] = {"path": str(path), "description": describe(path)}
+        description = describe(path)
+        if not any(name.startswith("CUSTOM Flex") for name in description["operators"]):
+            _check_that_it_loads(path, scheme)
+        made[scheme] = {"path": str(path), "description": description}
     return made
 
 
@@ -214,7 +208,7 @@ def _quantize(float_model: bytes, scheme: str, io: str, samples: Arrays, signatu
     from tensorflow.lite.python.optimize import calibrator
 
     count = len(next(iter(samples.values())))
-    batch = signature.inputs[0].shape[0] or 1
+    batch = signature.fixed_batch or 1
     starts = range(0, count - batch + 1, batch)
 
     def feed() -> Iterator[tuple[str, Arrays]]:

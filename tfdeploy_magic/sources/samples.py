@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfdeploy_magic.artifacts.samples import SampleSet
-from tfdeploy_magic.artifacts.signature import TensorSpec
+from tfdeploy_magic.artifacts.signature import UNKNOWN_RANK, TensorSpec
 from tfdeploy_magic.errors import DataError
 from tfdeploy_magic.jobs import Report, deadline
 from tfdeploy_magic.sources.naming import describe
@@ -40,6 +40,8 @@ class NamedData:
         labels_name: "y_train".
         rows: Use only these rows of the arrays.
         remark: What else to say of it, "found by its shape".
+        preprocess: Turns rows as they are kept into what the model takes; not used for a representative dataset,
+            which yields that by itself.
     """
 
     name: str
@@ -48,6 +50,7 @@ class NamedData:
     labels_name: str | None = None
     rows: npt.NDArray[np.intp] | None = None
     remark: str = ""
+    preprocess: Callable[[Any], Any] | None = None
 
 
 Block = tuple[list[npt.NDArray[Any]], npt.NDArray[Any] | None]
@@ -84,15 +87,17 @@ def gather(
         UserCodeError: The person's generator raised or hung.
     """
     option = {"calibration": "--calib", "test": "--test"}[role]
-    columns = arrays_of(data.value, specs)
+    columns = arrays_of(data.value, specs) if data.preprocess is None else _raw_column(data.value)
     if columns is not None:
-        available = _common_length(columns, specs, data, role)
+        available = _common_length(columns, specs, data, role) if data.preprocess is None else len(columns[0])
         rows = np.arange(available) if data.rows is None else data.rows
         chosen = rows
         if limit is not None and len(rows) > limit:
             chosen = np.sort(np.random.default_rng(SEED).permutation(rows)[:limit])
         columns = [column if isinstance(column, np.ndarray) else np.asarray(column) for column in columns]
         blocks, total = _blocks_of(columns, _labels_of(data, available), chosen), len(chosen)
+        if data.preprocess is not None:
+            blocks = _preprocessed(blocks, data, specs, role, seconds)
         few = f"{len(chosen)} of {available} samples, drawn at random" if len(chosen) < available else ""
     else:
         total = limit or STREAM_LIMIT
@@ -149,6 +154,19 @@ def arrays_of(value: object, specs: Sequence[TensorSpec]) -> list[Any] | None:
         except ValueError:  # items of different shape
             return None
     return [value] if is_array(value) else None
+
+
+def is_quick(value: object) -> bool:
+    """Whether reading it runs no code of the person's: arrays, and not a stream of samples."""
+    if isinstance(value, NamedData):
+        return is_quick(value.value)
+    if value is None:
+        return True
+    if isinstance(value, Mapping):
+        return all(map(is_quick, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(is_array, value))
+    return is_array(value)
 
 
 def is_array(value: object) -> bool:
@@ -217,6 +235,32 @@ def _blocks_of(
         part = rows[start : start + size]
         index: Any = slice(part[0], part[-1] + 1) if consecutive else part
         yield [np.asarray(column[index]) for column in columns], None if labels is None else labels[index]
+
+
+def _raw_column(value: object) -> list[Any] | None:
+    if isinstance(value, list | tuple) and value and not is_array(value[0]):
+        value = np.asarray(value)
+    return [value] if is_array(value) else None
+
+
+def _preprocessed(
+    blocks: Iterable[Block], data: NamedData, specs: Sequence[TensorSpec], role: str, seconds: float
+) -> Iterator[Block]:
+    """Run the person's ``preprocess`` over blocks of raw rows."""
+    function = data.preprocess
+    assert function is not None
+    for raw, labels in blocks:
+        rows = raw[0]
+        made = deadline.call(lambda rows=rows: function(rows), seconds=seconds, what="the function preprocess")  # type: ignore[misc]
+        inputs = _inputs(made, specs, replace(data, name=f"preprocess({data.name})"), role)
+        if len(inputs[0]) != len(rows):
+            raise DataError(
+                f"preprocess({data.name}) cannot be used for {role}",
+                found=f"{len(inputs[0])} rows for {len(rows)}",
+                wanted="as many rows as it was given",
+                cure="preprocess(x) takes a batch [k, ...] and returns a batch.",
+            )
+        yield inputs, labels
 
 
 def _streamed_blocks(data: NamedData, specs: Sequence[TensorSpec], role: str, seconds: float) -> Iterator[Block]:
@@ -350,7 +394,8 @@ def _fitting(
     shape = ", ".join("n" if size is None else str(size) for size in spec.shape)
     wanted = f"{spec.dtype}[{shape}] for input {spec.name}"
     found = f"{array.dtype.name}[{', '.join(map(str, array.shape))}]"
-    if not fits((None, *array.shape[1:]), (None, *spec.shape[1:])) or array.ndim != len(spec.shape):
+    known = spec.shape != UNKNOWN_RANK
+    if known and (not fits((None, *array.shape[1:]), (None, *spec.shape[1:])) or array.ndim != len(spec.shape)):
         cure = f"Choose data that fits with {option} NAME."
         if array.ndim == len(spec.shape) - 1:
             cure = "Keep the batch dimension: yield [x[i:i+1]] and not [x[i]]."
@@ -360,8 +405,10 @@ def _fitting(
             inner = ", ".join(str(size or 1) for size in spec.shape[1:])
             cure = f"It has as many numbers: {name}.reshape(-1, {inner})."
         raise DataError(f"{name} cannot be used for {role}", found=found, wanted=wanted, cure=cure)
+    if spec.is_text and array.dtype.kind in "SUO":
+        return np.char.encode(array.astype(str), "utf-8") if array.dtype.kind == "U" else array.astype(np.bytes_)
     if array.dtype.name != spec.dtype:
-        if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
+        if spec.is_text or not np.can_cast(array.dtype, spec.dtype, "same_kind"):
             raise DataError(
                 f"{name} cannot be used for {role}",
                 found=found,
@@ -392,6 +439,7 @@ class _NpyStream:
         self._shape: tuple[int, ...] = ()
         self._dtype: np.dtype[Any] | None = None
         self._rows = 0
+        self._texts: list[npt.NDArray[Any]] = []
 
     def append(self, block: npt.NDArray[Any]) -> None:
         if self._dtype is None:
@@ -404,11 +452,18 @@ class _NpyStream:
                 wanted="one shape for all samples",
                 cure="Pad or crop them to one shape.",
             )
-        np.ascontiguousarray(block).tofile(self._file)
+        if block.dtype.kind == "S":
+            self._texts.append(block)  # the longest string, known at the end, is the width of all
+        else:
+            np.ascontiguousarray(block).tofile(self._file)
         self._rows += len(block)
 
     def close(self) -> None:
-        if self._dtype is not None:
+        if self._texts:
+            self._file.seek(0)
+            self._file.truncate()
+            np.save(self._file, np.concatenate(self._texts), allow_pickle=False)
+        elif self._dtype is not None:
             self._file.seek(0)
             self._header()
         self._file.close()

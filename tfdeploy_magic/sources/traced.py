@@ -1,11 +1,10 @@
-"""A model traced in the kernel: freeze it to a SavedModel, and ask it for the answers the others are judged by."""
+"""A model traced in this process: save it for a job, and ask it for the answers the others are judged by."""
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,26 @@ import numpy.typing as npt
 
 from tfdeploy_magic.artifacts.evidence import Finding, Latency
 from tfdeploy_magic.artifacts.models import SavedModelDir
-from tfdeploy_magic.artifacts.samples import SampleSet
+from tfdeploy_magic.artifacts.samples import SampleSet, rows_at_a_time
 from tfdeploy_magic.artifacts.signature import Arrays, Signature
+from tfdeploy_magic.errors import ModelNotReady
 from tfdeploy_magic.evaluate.latency import first_rows, summarize, timed_runs
 from tfdeploy_magic.jobs import Report
+from tfdeploy_magic.sources import graphs, weights
 
 BATCH_SIZE = 128
-"""Samples the source model answers at a time."""
+"""Samples the source model answers at a time, at the most."""
+
+FREEZE_LIMIT = 32_000_000
+"""Bytes of weights up to which freezing is cheap: it holds ten copies of them at once (measured, ResNet50)."""
+
+PROTOBUF_LIMIT = 1_900_000_000
+"""A frozen graph is one protocol buffer, which ends at 2 GiB."""
 
 
 @dataclass(frozen=True)
 class TracedModel:
-    """A model of any kind, ready to be frozen.
+    """A model of any kind, ready to be saved for conversion.
 
     Args:
         name: How the person calls it.
@@ -34,6 +41,10 @@ class TracedModel:
         function: The traced ``tf.ConcreteFunction``; flat positional inputs, flat list of outputs.
         call: The model itself, not its trace: flat input arrays in, flat output arrays out.
         findings: What was noticed about the model before anything was converted.
+        layers: Name scope of a layer in the graph -> how a person knows it, "dense_1 (Dense)".
+        precision: The policy it computes in; the trace computes in float32 all the same.
+        unrollable: Whether its loops could be traced step by step.
+        trackables: What owns its tables and other resources.
     """
 
     name: str
@@ -42,43 +53,51 @@ class TracedModel:
     function: Any
     call: Callable[[list[npt.NDArray[Any]]], list[npt.NDArray[Any]]]
     findings: tuple[Finding, ...] = ()
+    layers: Mapping[str, str] = field(default_factory=dict)
+    precision: str = "float32"
+    unrollable: bool = False
+    trackables: tuple[Any, ...] = ()
 
-    def save(self, folder: Path) -> SavedModelDir:
-        """Freeze the weights into the graph and write it as a SavedModel that TensorFlow can load.
+    @property
+    def graph_def(self) -> Any:
+        """The traced graph, its weights left out."""
+        return self.function.graph.as_graph_def()
 
-        One ``saved_model.pb`` holds everything: it is what a job converts, and its bytes are "size before".
+    def save(self, folder: Path, *, single_sample: bool = False) -> SavedModelDir:
+        """Write a SavedModel that a job converts and that TensorFlow can load.
+
+        A small model is frozen: one ``saved_model.pb`` holds everything. Freezing takes ten times the weights'
+        memory and drops tables and state, so a large model, or one with such things, keeps its variables beside it.
 
         Args:
             folder: Made when missing.
+            single_sample: Fix the batch size at 1, as a loop over lists of unknown size needs it.
+
+        Raises:
+            ModelNotReady: It has such a loop and is too large to be frozen.
         """
-        from tensorflow.core.protobuf import saved_model_pb2
-        from tensorflow.python.framework import convert_to_constants
+        size = sum(graphs.nbytes(variable) for variable in self.function.graph.variables)
+        if single_sample and size > PROTOBUF_LIMIT:
+            raise ModelNotReady(
+                f"{self.name} is too large to be frozen with its loop",
+                found=f"{size / 1e9:.1f} GB of weights",
+                wanted="less than 1.9 GB",
+                cure="Build its recurrent layers with unroll=True, or the model with a fixed batch size.",
+            )
+        if not single_sample and (size > FREEZE_LIMIT or graphs.has_resources(self.function)):
+            return graphs.save_with_variables(self.function, self.signature, self.trackables, folder)
+        return graphs.save_frozen(self.function, self.signature, folder, single_sample=single_sample)
 
-        # TFLiteConverter freezes with the same call; control flow stays functional, as its MLIR passes want it.
-        frozen, graph_def = convert_to_constants.convert_variables_to_constants_v2_as_graph(
-            self.function, lower_control_flow=False
-        )
-        named = Signature(
-            self.signature.name,
-            tuple(replace(s, tensor=t.name) for s, t in zip(self.signature.inputs, frozen.inputs, strict=True)),
-            tuple(replace(s, tensor=t.name) for s, t in zip(self.signature.outputs, frozen.outputs, strict=True)),
-        )
-        proto = saved_model_pb2.SavedModel(saved_model_schema_version=1)
-        meta = proto.meta_graphs.add()
-        meta.meta_info_def.tags.append("serve")
-        meta.graph_def.CopyFrom(graph_def)
-        _write_signature(meta.signature_def[named.name], named)
-        folder.mkdir(parents=True, exist_ok=True)
-        content = proto.SerializeToString()
-        (folder / "saved_model.pb").write_bytes(content)
-        return SavedModelDir(folder, named, len(content))
+    def route(self, saved: SavedModelDir) -> tuple[str, ...]:
+        """Say how ``saved`` came from it."""
+        return ("traced and frozen in the kernel" if saved.frozen else "traced and saved in the kernel",)
 
-    def weights_sha256(self) -> str:
-        """Return a digest of the weights as they are now: training changes it."""
-        digest = hashlib.sha256()
-        for variable in self.function.graph.variables:
-            digest.update(np.ascontiguousarray(variable.numpy()).tobytes())
-        return digest.hexdigest()
+    def sha256(self) -> str:
+        """Return a digest of the graph and of the weights as they are now: training or another call() changes it."""
+        running = weights.digest(self.function.graph.variables)
+        running.update(graphs.canonical(self.graph_def))
+        running.update(repr(self.signature).encode())
+        return running.hexdigest()
 
     def predict(self, samples: SampleSet, report: Report) -> Arrays:
         """Answer every sample with the model itself.
@@ -88,8 +107,8 @@ class TracedModel:
         """
         arrays = samples.open()
         inputs = [arrays[spec.name] for spec in self.signature.inputs]
-        fixed = self.signature.inputs[0].shape[0]
-        batch = fixed or BATCH_SIZE
+        fixed = self.signature.fixed_batch
+        batch = fixed or rows_at_a_time(inputs, BATCH_SIZE)
 
         def batches() -> Iterator[list[npt.NDArray[Any]]]:
             for start in range(0, samples.count, batch):
@@ -107,7 +126,7 @@ class TracedModel:
         import tensorflow as tf
 
         arrays = samples.open()
-        batch = self.signature.inputs[0].shape[0] or 1
+        batch = self.signature.fixed_batch or 1
         inputs = [tf.constant(first_rows(arrays[spec.name], batch)) for spec in self.signature.inputs]
 
         def once() -> float:
@@ -117,14 +136,3 @@ class TracedModel:
             return time.perf_counter() - began
 
         return summarize(timed_runs(once, report), threads=0, batch=batch)
-
-
-def _write_signature(proto: Any, signature: Signature) -> None:
-    import tensorflow as tf
-
-    proto.method_name = "tensorflow/serving/predict"
-    for infos, specs in ((proto.inputs, signature.inputs), (proto.outputs, signature.outputs)):
-        for spec in specs:
-            infos[spec.name].name = spec.tensor
-            infos[spec.name].dtype = tf.as_dtype(spec.dtype).as_datatype_enum
-            infos[spec.name].tensor_shape.CopyFrom(tf.TensorShape(spec.shape).as_proto())

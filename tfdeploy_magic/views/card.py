@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
-from html import escape
 
-from tfdeploy_magic.artifacts.evidence import Evidence, Finding, Latency
+from tfdeploy_magic.artifacts.evidence import Evidence, Latency
 from tfdeploy_magic.artifacts.models import LiteFile
 from tfdeploy_magic.artifacts.provenance import Provenance
+from tfdeploy_magic.views import html as pieces
 from tfdeploy_magic.views import words
+from tfdeploy_magic.views.html import escape
 
-# Text and lines take the page's own colour, so that one card suits light and dark; these three are Okabe and Ito's
-# (2008) colour-blind-safe hues, used for edges and always together with a word.
-_EDGE = {"ok": "#009E73", "not ok": "#D55E00", "not measured": "#999999"}
-_MARK = {"ok": "✓", "not ok": "✗", "not measured": "–", "error": "✗", "warning": "!", "note": "·"}
-_LEVEL_EDGE = {"error": "#D55E00", "warning": "#E69F00", "note": "#999999"}
-_LINE = "1px solid rgba(128,128,128,.35)"
-_CELL = f"padding:3px 14px 3px 0;text-align:left;border:0;border-bottom:{_LINE};background:transparent"
+_EDGE = {"ok": pieces.GOOD, "not ok": pieces.BAD, "not measured": pieces.NEUTRAL}
+_MARK = {"ok": "✓", "not ok": "✗", "not measured": "–"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +24,11 @@ class _Row:
     after: str
     change: str
 
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Its texts, left to right."""
+        return self.what, self.before, self.after, self.change
+
 
 def mimebundle(file: LiteFile, evidence: Evidence, provenance: Provenance) -> dict[str, str]:
     """Return the card as ``text/html`` and ``text/plain``."""
@@ -38,39 +37,44 @@ def mimebundle(file: LiteFile, evidence: Evidence, provenance: Provenance) -> di
 
 def text(file: LiteFile, evidence: Evidence, provenance: Provenance) -> str:
     """Return the card as plain text."""
-    rows = [_Row("", "SavedModel", f"{file.scheme} .tflite", "change"), *_rows(file, evidence, provenance)]
-    cells = [(row.what, row.before, row.after, row.change) for row in rows]
-    widths = [max(len(line[column]) for line in cells) for column in range(4)]
+    rows = [_Row("", provenance.source_form, f"{file.scheme} .tflite", "change"), *_rows(file, evidence, provenance)]
     said = evidence.verdict
-    lines = [f"{_MARK[said]} {said}: {provenance.source} → {file.scheme} .tflite", ""]
-    lines += ["  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
-    lines += ["", *(f"  {name.ljust(12)} {value}" for name, value in _facts(file, evidence, provenance))]
-    for finding in evidence.findings:
-        lines += ["", f"  {_MARK[finding.level]} {finding.level}: {finding.message}."]
-        lines += [f"    {finding.cure}"] if finding.cure else []
+    lines = [
+        f"{_MARK[said]} {said}: {provenance.source} → {file.scheme} .tflite",
+        "",
+        *pieces.plain_table([row.cells for row in rows]),
+        "",
+        *pieces.plain_facts(_facts(file, evidence, provenance)),
+        *pieces.plain_findings(evidence.findings),
+    ]
     if (following := next_line(file, evidence, provenance)) is not None:
         lines += ["", f"  next: {following}"]
-    return "\n".join(line.rstrip() for line in lines)
+    return pieces.plain_text(lines)
 
 
 def html(file: LiteFile, evidence: Evidence, provenance: Provenance) -> str:
     """Return the card as HTML; every name that came from a model or a person is escaped."""
     said = evidence.verdict
-    following = next_line(file, evidence, provenance)
-    parts = [
-        f'<div style="border:{_LINE};border-left:5px solid {_EDGE[said]};border-radius:4px;padding:10px 16px;'
-        f'max-width:820px;font-size:13px;line-height:1.45" role="group" aria-label="conversion result: {said}">',
-        f'<div><strong style="font-size:15px">{_MARK[said]} {said}</strong>'
-        f"&ensp;{escape(provenance.source)} → <strong>{escape(file.scheme)} .tflite</strong></div>",
-        _table(file, evidence, provenance),
-        _figure(file, evidence, provenance),
-        "".join(_finding(finding) for finding in evidence.findings),
-        _fact_list(file, evidence, provenance),
-        f'<div style="margin-top:8px">next: <code>{escape(following)}</code></div>' if following else "",
-        _details(file, provenance),
-        "</div>",
-    ]
-    return "".join(parts)
+    return pieces.card(
+        _EDGE[said],
+        f"conversion result: {said}",
+        (
+            pieces.heading(
+                f"{_MARK[said]} {said}",
+                f"{escape(provenance.source)} → <strong>{escape(file.scheme)} .tflite</strong>",
+            ),
+            pieces.table(
+                ("", provenance.source_form, f"{file.scheme} .tflite", "change"),
+                *(row.cells for row in _rows(file, evidence, provenance)),
+            ),
+            _figure(file, evidence, provenance),
+            *map(pieces.finding, evidence.findings),
+            pieces.facts(_facts(file, evidence, provenance)),
+            pieces.following(next_line(file, evidence, provenance)),
+            pieces.folded("inputs, outputs, operators, times", pieces.preformatted(_details(file, provenance))),
+            pieces.folded("conversion output", pieces.preformatted(provenance.log.strip() or "(it printed nothing)")),
+        ),
+    )
 
 
 def next_line(file: LiteFile, evidence: Evidence, provenance: Provenance) -> str | None:
@@ -117,9 +121,20 @@ def _facts(file: LiteFile, evidence: Evidence, provenance: Provenance) -> list[t
         facts.append(("tested", f"on {provenance.test}"))
     if evidence.latency:
         facts.append(("timed", _timed(evidence.latency)))
+    if file.quantized_share is not None:
+        facts.append(("quantized", _quantized(file)))
+    if provenance.cached:
+        facts.append(("from store", f"made and measured on {provenance.made}; --no-cache does it again"))
     stored = provenance.options.get("output") is None
     where = words.path(file.path) + ("  (in the store; keep a copy with .save(PATH) or -o PATH)" if stored else "")
     return [*facts, ("route", " → ".join(provenance.route)), ("file", where)]
+
+
+def _quantized(file: LiteFile) -> str:
+    of = "activations" if file.scheme in ("int8", "int16x8") else "weights"
+    left = ", ".join(f"{name} ×{count}" for name, count in file.float_operators.items())
+    share = words.share(file.quantized_share or 0.0)
+    return f"{share} of the {of}" + (f"; left in float: {left}" if of == "activations" and left else "")
 
 
 def _timed(latency: Latency) -> str:
@@ -138,54 +153,13 @@ def _parity(evidence: Evidence) -> str:
     )
 
 
-def _table(file: LiteFile, evidence: Evidence, provenance: Provenance) -> str:
-    head = "".join(
-        f'<th scope="col" style="{_CELL};font-weight:600">{escape(title)}</th>'
-        for title in ("", "SavedModel", f"{file.scheme} .tflite", "change")
-    )
-    body = "".join(
-        f'<tr style="background:transparent"><th scope="row" style="{_CELL};font-weight:400">{escape(row.what)}</th>'
-        + "".join(f'<td style="{_CELL}">{escape(cell)}</td>' for cell in (row.before, row.after, row.change))
-        + "</tr>"
-        for row in _rows(file, evidence, provenance)
-    )
-    return (
-        f'<table style="border-collapse:collapse;margin:8px 0;font-size:13px;border:0"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table>"
-    )
-
-
 def _figure(file: LiteFile, evidence: Evidence, provenance: Provenance) -> str:
     from tfdeploy_magic.views import figures
 
-    drawn = figures.size_and_score(file, evidence, provenance)
-    buffer = io.BytesIO()
-    drawn.savefig(buffer, format="png", dpi=144)
-    picture = base64.b64encode(buffer.getvalue()).decode()
     alternative = "; ".join(
         f"{row.what}: {row.before} before, {row.after} after" for row in _rows(file, evidence, provenance)[:2]
     )
-    return (
-        f'<img alt="{escape(alternative)}" src="data:image/png;base64,{picture}" '
-        'style="width:100%;max-width:720px;border-radius:3px;margin:2px 0 6px 0">'
-    )
-
-
-def _finding(finding: Finding) -> str:
-    return (
-        f'<div style="border-left:3px solid {_LEVEL_EDGE[finding.level]};padding:1px 0 1px 10px;margin:6px 0">'
-        f"<strong>{_MARK[finding.level]} {finding.level}</strong>: {escape(finding.message)}. "
-        f"{escape(finding.cure)}</div>"
-    )
-
-
-def _fact_list(file: LiteFile, evidence: Evidence, provenance: Provenance) -> str:
-    rows = "".join(
-        f'<div style="display:flex;gap:10px"><span style="min-width:80px;opacity:.75">{name}</span>'
-        f'<span style="overflow-wrap:anywhere">{escape(value)}</span></div>'
-        for name, value in _facts(file, evidence, provenance)
-    )
-    return f'<div style="margin:6px 0">{rows}</div>'
+    return pieces.picture(figures.size_and_score(file, evidence, provenance), alternative)
 
 
 def _details(file: LiteFile, provenance: Provenance) -> str:
@@ -201,10 +175,4 @@ def _details(file: LiteFile, provenance: Provenance) -> str:
     lines.append("took " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in provenance.seconds.items()))
     lines.append(f"sha256 {file.sha256}")
     lines.append(", ".join(f"{package} {version}" for package, version in provenance.versions.items()))
-    log = provenance.log.strip() or "(it printed nothing)"
-    pre = "white-space:pre-wrap;overflow-wrap:anywhere;font-size:12px;margin:4px 0 8px 0;background:transparent"
-    return "".join(
-        f'<details style="margin-top:6px"><summary style="cursor:pointer">{title}</summary>'
-        f'<pre style="{pre}">{escape(body)}</pre></details>'
-        for title, body in (("inputs, outputs, operators, times", "\n".join(lines)), ("conversion output", log))
-    )
+    return "\n".join(lines)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Figure
 
@@ -14,6 +17,23 @@ from tfdeploy_magic.views import words
 PAPER, INK, QUIET = "#fbfbfa", "#1f2328", "#8a8f98"
 BEFORE, AFTER = "#8a8f98", "#0072B2"
 
+MOST_BARS = 8
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Counts to be drawn.
+
+    Args:
+        title: What is counted.
+        lengths: By name.
+        said: How one count is written.
+    """
+
+    title: str
+    lengths: Mapping[str, int]
+    said: Callable[[int], str] = "{:,}".format
+
 
 def size_and_score(file: LiteFile, evidence: Evidence, provenance: Provenance) -> Figure:
     """Draw size beside the task metric, source above and converted below.
@@ -23,13 +43,43 @@ def size_and_score(file: LiteFile, evidence: Evidence, provenance: Provenance) -
     figure = Figure(figsize=(7.2, 1.75), facecolor=PAPER, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.06)  # type: ignore[union-attr, call-arg]
     left, right = figure.subplots(1, 2, sharey=True)
-    names = ("SavedModel", f"{file.scheme} .tflite")
+    names = (provenance.source_form, f"{file.scheme} .tflite")
     _sizes(left, names, (provenance.source_size, file.size))
     if evidence.metric and evidence.score and evidence.baseline_score:
         _scores(right, (evidence.baseline_score, evidence.score), evidence.metric, evidence.n)
     else:
         _parity_only(right, evidence)
     return figure
+
+
+def bars(panels: Sequence[Bars]) -> Figure:
+    """Draw counts of several kinds side by side, the largest of each above."""
+    most = max(min(len(panel.lengths), MOST_BARS) for panel in panels)
+    figure = Figure(figsize=(7.2, 0.62 + 0.24 * max(most, 2)), facecolor=PAPER, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.06)  # type: ignore[union-attr, call-arg]
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _draw_bars(axes, panel, most)
+    return figure
+
+
+def _draw_bars(axes: Axes, panel: Bars, places: int) -> None:
+    largest = sorted(panel.lengths.items(), key=lambda item: (-item[1], item[0]))[:MOST_BARS]
+    shown, all_of_them = len(largest), len(panel.lengths)
+    _prepare(axes, panel.title if shown == all_of_them else f"{panel.title} ({shown} of {all_of_them})")
+    positions = range(places - 1, places - 1 - len(largest), -1)
+    axes.barh(positions, [length for _, length in largest], height=0.62, color=AFTER)
+    axes.set_yticks(positions, [_plain(name) for name, _ in largest])
+    axes.set_ylim(-0.6, places - 0.4)
+    axes.set_xlim(0, max((length for _, length in largest), default=1) * 1.35)
+    axes.set_xticks([])
+    for position, (_, length) in zip(positions, largest, strict=True):
+        said = panel.said(length)
+        axes.annotate(said, (length, position), xytext=(5, 0), textcoords="offset points", va="center", color=INK)
+
+
+def _plain(name: str) -> str:
+    """Return a name as it is drawn: short, and with no dollar sign, which would begin a formula."""
+    return (name if len(name) <= 24 else f"{name[:23]}…").replace("$", r"\$")
 
 
 def _sizes(axes: Axes, names: tuple[str, str], sizes: tuple[int, int]) -> None:

@@ -1,8 +1,10 @@
-"""What TensorFlow's C++ code prints to standard error while a model is traced and frozen in the kernel."""
+"""What TensorFlow's C++ code does to the kernel beside its work: it prints to standard error, and keeps memory."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,3 +25,10 @@ def native_stderr_to(path: Path) -> Iterator[None]:
     finally:
         os.dup2(saved, 2)
         os.close(saved)
+
+
+def give_back_memory() -> None:
+    """Return to the system what tracing and saving a model took: graphs are cycles, and glibc keeps freed pages."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such call
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,234 @@
+"""TensorFlow graphs as protocol buffers: writing them as SavedModels, and telling one from another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfdeploy_magic.artifacts.models import SavedModelDir
+from tfdeploy_magic.artifacts.signature import UNKNOWN_RANK, Signature, TensorSpec
+from tfdeploy_magic.errors import NotAModel
+
+
+def save_frozen(function: Any, signature: Signature, folder: Path, *, single_sample: bool) -> SavedModelDir:
+    """Freeze a function's weights into its graph and write that as one ``saved_model.pb``.
+
+    Args:
+        function: A ``tf.ConcreteFunction`` with flat inputs and outputs in the signature's order.
+        signature: What they are called.
+        folder: Made when missing.
+        single_sample: Fix the first dimension of every input at 1.
+    """
+    from tensorflow.core.protobuf import saved_model_pb2
+    from tensorflow.python.framework import convert_to_constants
+
+    # TFLiteConverter freezes with the same call; control flow stays functional, as its MLIR passes want it.
+    frozen, graph_def = convert_to_constants.convert_variables_to_constants_v2_as_graph(
+        function, lower_control_flow=False
+    )
+    named = Signature(
+        signature.name,
+        tuple(replace(s, tensor=t.name) for s, t in zip(signature.inputs, frozen.inputs, strict=True)),
+        tuple(replace(s, tensor=t.name) for s, t in zip(signature.outputs, frozen.outputs, strict=True)),
+    )
+    if single_sample:
+        named = _one_sample(graph_def, named)
+    proto = saved_model_pb2.SavedModel(saved_model_schema_version=1)
+    meta = proto.meta_graphs.add()
+    meta.meta_info_def.tags.append("serve")
+    meta.graph_def.CopyFrom(graph_def)
+    _write_signature(meta.signature_def[named.name], named)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = proto.SerializeToString()
+    (folder / "saved_model.pb").write_bytes(content)
+    return SavedModelDir(folder, named, len(content))
+
+
+def save_with_variables(
+    function: Any, signature: Signature, trackables: tuple[Any, ...], folder: Path
+) -> SavedModelDir:
+    """Write a function with its variables and tables beside it; no copy of the weights is made in memory.
+
+    ``tf.saved_model.save`` of a Keras 3 model itself would lose the variables (TFLiteConverter then answers NaN):
+    here a plain module holds the variables TensorFlow's own way.
+    """
+    import tensorflow as tf
+
+    def by_name(*flat: Any) -> dict[str, Any]:
+        return dict(zip((spec.name for spec in signature.outputs), function(*flat), strict=True))
+
+    specs = [
+        tf.TensorSpec(shape, spec.dtype, name=spec.name)
+        for shape, spec in zip((tf_shape(spec.shape) for spec in signature.inputs), signature.inputs, strict=True)
+    ]
+    holder = tf.Module()
+    holder.variables_of_the_model = list(function.graph.variables)
+    holder.resources_of_the_model = list(trackables)
+    named = tf.function(by_name, autograph=False).get_concrete_function(*specs)
+    tf.saved_model.save(holder, str(folder), signatures={signature.name: named})
+    return SavedModelDir(folder, signature, folder_size(folder), frozen=False)
+
+
+def folder_size(folder: Path) -> int:
+    """Return the bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def has_resources(function: Any) -> bool:
+    """Whether a function uses tables or changes its variables: freezing would lose that."""
+    import tensorflow as tf
+
+    known = {id(variable.handle) for variable in function.graph.variables}
+    tables = any(captured.dtype == tf.resource and id(captured) not in known for captured, _ in function.graph.captures)
+    return tables or any(node.op.startswith("Assign") for node in nodes(function.graph.as_graph_def()))
+
+
+def nodes(graph_def: Any) -> Iterator[Any]:
+    """Yield every node of a graph and of the functions in its library."""
+    yield from graph_def.node
+    for function in graph_def.library.function:
+        yield from function.node_def
+
+
+def reachable(graph_def: Any, tensors: Iterable[str]) -> Any:
+    """Return the part of a graph that computes some tensors: a SavedModel also holds what saves and restores it."""
+    by_name = {node.name: node for node in graph_def.node}
+    functions = {function.signature.name: function for function in graph_def.library.function}
+    part = type(graph_def)()
+    waiting = [_node_name(tensor) for tensor in tensors]
+    seen: set[str] = set()
+    called: list[str] = []
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name not in by_name:
+            continue
+        seen.add(name)
+        node = by_name[name]
+        part.node.add().CopyFrom(node)
+        waiting += [_node_name(tensor) for tensor in node.input]
+        called += _functions_of(node)
+    taken: set[str] = set()
+    while called:
+        name = called.pop()
+        if name in taken or name not in functions:
+            continue
+        taken.add(name)
+        part.library.function.add().CopyFrom(functions[name])
+        called += [other for node in functions[name].node_def for other in _functions_of(node)]
+    return part
+
+
+def _node_name(tensor: str) -> str:
+    return tensor.lstrip("^").partition(":")[0]
+
+
+def _functions_of(node: Any) -> list[str]:
+    return [node.op, *(called.name for attribute in node.attr.values() for called in _called(attribute))]
+
+
+def canonical(graph_def: Any) -> bytes:
+    """Return a graph's bytes with its functions and captured variables numbered as they come.
+
+    TensorFlow names both after counters of the process, so that the same model traced twice would look like two.
+    """
+    copy = type(graph_def)()
+    copy.CopyFrom(graph_def)
+    copy.ClearField("versions")
+    numbered = {function.signature.name: f"f{n}" for n, function in enumerate(copy.library.function)}
+    for function in copy.library.function:
+        function.signature.name = numbered[function.signature.name]
+        function.attr.clear()
+    places = {node.name: f"n{n}" for n, node in enumerate(copy.node) if node.name.isdecimal()}
+    for node in copy.node:
+        node.name = places.get(node.name, node.name)
+        node.input[:] = [places.get(each, each) for each in node.input]
+        node.attr.pop("_user_specified_name", None)
+    for node in nodes(copy):
+        node.op = numbered.get(node.op, node.op)
+        node.ClearField("experimental_debug_info")
+        for attribute in node.attr.values():
+            for called in _called(attribute):
+                called.name = numbered.get(called.name, called.name)
+    return bytes(copy.SerializeToString(deterministic=True))
+
+
+def outputs_of(function: Any, names: Sequence[str], name: str) -> tuple[TensorSpec, ...]:
+    """Return what a traced function answers.
+
+    Args:
+        function: A ``tf.ConcreteFunction`` with a flat list of outputs.
+        names: What they are called.
+        name: How the person calls the model.
+
+    Raises:
+        NotAModel: It answers with nothing, or with a ragged or sparse tensor.
+    """
+    import tensorflow as tf
+
+    other = next((each for each in function.structured_outputs if not isinstance(each, tf.Tensor)), None)
+    if other is not None or not names:
+        raise NotAModel(
+            f"{name} cannot be converted",
+            found=f"a {type(other).__name__.removesuffix('Spec')} among its outputs" if names else "no outputs",
+            wanted="a model that answers with tensors",
+            cure="Return a dense tensor, .to_tensor() of a ragged one." if names else "Return what it computes.",
+        )
+    return tuple(
+        TensorSpec(output, shape_of(tensor.shape), tensor.dtype.name)
+        for output, tensor in zip(names, function.outputs, strict=True)
+    )
+
+
+def array_of(tensor: Any) -> npt.NDArray[Any]:
+    """Return a tensor's value; texts as fixed-width bytes, which a ``.npy`` file holds without pickling."""
+    array = np.asarray(tensor)
+    return array.astype(np.bytes_) if array.dtype == object else array
+
+
+def nbytes(variable: Any) -> int:
+    """Return the size of a variable's value."""
+    return int(variable.shape.num_elements() or 0) * int(variable.dtype.size)
+
+
+def shape_of(shape: Any) -> tuple[int | None, ...]:
+    """Return a ``tf.TensorShape`` as plain sizes."""
+    return UNKNOWN_RANK if shape.rank is None else tuple(shape.as_list())
+
+
+def tf_shape(shape: tuple[int | None, ...]) -> Any:
+    """Return plain sizes as a shape TensorFlow takes."""
+    return None if shape == UNKNOWN_RANK else shape
+
+
+def _called(attribute: Any) -> list[Any]:
+    # Asking for a field that is not set would set it.
+    single = [attribute.func] if attribute.HasField("func") else []
+    return single + (list(attribute.list.func) if attribute.HasField("list") else [])
+
+
+def _one_sample(graph_def: Any, signature: Signature) -> Signature:
+    doors = {spec.tensor.partition(":")[0] for spec in signature.inputs}
+    for node in graph_def.node:
+        if node.name in doors and node.attr["shape"].shape.dim:
+            node.attr["shape"].shape.dim[0].size = 1
+            node.attr.pop("_output_shapes", None)
+    return replace(
+        signature,
+        inputs=tuple(replace(s, shape=(1, *s.shape[1:]) if s.shape else ()) for s in signature.inputs),
+    )
+
+
+def _write_signature(proto: Any, signature: Signature) -> None:
+    import tensorflow as tf
+
+    proto.method_name = "tensorflow/serving/predict"
+    for infos, specs in ((proto.inputs, signature.inputs), (proto.outputs, signature.outputs)):
+        for spec in specs:
+            infos[spec.name].name = spec.tensor
+            infos[spec.name].dtype = tf.as_dtype(spec.dtype).as_datatype_enum
+            infos[spec.name].tensor_shape.CopyFrom(tf.TensorShape(tf_shape(spec.shape)).as_proto())
