@@ -169,7 +169,7 @@ def test_a_model_of_two_inputs_and_outputs_is_measured_on_all_of_them(scheme: An
     assert answers.keys() == {"first", "second"}
     source = model([zebra, ant])
     for name, answer in answers.items():
-        assert np.max(np.abs(answer - np.asarray(source[name]))) < 0.1 * np.ptp(source[name])
+        assert np.max(np.abs(answer - np.asarray(source[name]))) < 0.2 * np.ptp(source[name])
 
 
 def test_a_dataset_and_a_representative_dataset_do_as_well(trained_cnn: Any, digits: Digits) -> None:

@@ -1,4 +1,4 @@
-"""A small function for every operation in ``op_support``, and what TensorFlow's converter says of it: asked in a job."""
+"""A small function for every operation in ``op_support``, and what the converter says of it: asked in a job."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ INTEGERS: Spec = ("int32", (None, 4))
 INDICES: Spec = ("int32", (None,))
 TEXTS: Spec = ("string", (None,))
 TEXT: Spec = ("string", ())
+TEXTS_OF_TWO: Spec = ("string", (None, 2))
 ROWS: Spec = ("float32", (2, 4))
 BOXES: Spec = ("float32", (10, 4))
 SCORES: Spec = ("float32", (10,))
@@ -367,7 +368,8 @@ def refused() -> dict[str, list[Probe]]:
         SparseTensorDenseAdd=lambda x: sparse.add(sparse.from_dense(x), x),
         RaggedTensorToTensor=lambda x: tf.RaggedTensor.from_tensor(x).to_tensor(),
     )
-    add("SparseCross", lambda x: sparse.cross([x, x]).values, ("int64", (None, 1)))
+    add("SparseCross", lambda x: sparse.cross_hashed([x, x], 10).values, ("int64", (None, 1)))
+    add("SparseCrossV2", lambda x: sparse.cross([x, x]).values, TEXTS_OF_TWO)
     add("SparseReorder", lambda x: sparse.reorder(tf.SparseTensor([[0]], x, [3])).values, ("float32", (1,)))
     of(
         ("float32", (2,)),
@@ -398,7 +400,7 @@ def refused() -> dict[str, list[Probe]]:
         Case=lambda x: tf.switch_case(tf.cast(x[0, 0], tf.int32), [lambda: [tf.print(x), x][1], lambda: x * 2]),
         StatelessCase=lambda x: tf.switch_case(tf.cast(x[0, 0], tf.int32), [lambda: x, lambda: x * 2]),
     )
-    add("StatelessCase", lambda x: tf.switch_case(1, [lambda: x, lambda: x * 2, lambda: x * 3]), NUMBERS)
+    add("StatelessCase", lambda x: tf.switch_case(tf.constant(1), [lambda: x, lambda: x * 2, lambda: x * 3]), NUMBERS)
     window = {"ksize": [1, 2, 2, 1], "strides": [1, 2, 2, 1], "padding": "SAME"}
     of(
         PICTURES,

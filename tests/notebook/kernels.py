@@ -81,6 +81,14 @@ class Kernel:
                 return shown
 
 
+def two_lines(shown: Shown, name: str) -> str:
+    """Return an error's text after checking that it is two lines and the kernel said it failed."""
+    assert shown.status == "error"
+    assert shown.error_name == name
+    assert len(shown.error_text.splitlines()) == 2, shown.error_text
+    return shown.error_text
+
+
 @contextmanager
 def kernel(cache: Path) -> Iterator[Kernel]:
     """Start a kernel whose store is in ``cache`` and end it, and nothing else, afterwards."""

@@ -617,3 +617,12 @@ BUILDS: tuple[Build, ...] = (
     lite_file,
     lite_file_without_a_signature,
 )
+
+FILES: dict[str, Build] = {
+    "saved_model": saved_model_of_a_module,
+    "keras": _keras_file("keras", ".keras"),
+    "h5": _keras_file("keras", ".h5"),
+    "pb": frozen_graph,
+    "tflite": lite_file,
+}
+"""One of each kind of file."""

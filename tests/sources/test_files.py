@@ -233,7 +233,7 @@ def test_a_layer_of_the_persons_own_is_an_error_that_names_the_cure(
 ) -> None:
     keras = models.package_of(package)
 
-    class Doubled(keras.layers.Layer):  # type: ignore[misc]
+    class Doubled(keras.layers.Layer):
         def call(self, x: Any) -> Any:
             return x * 2
 
@@ -355,24 +355,15 @@ def test_a_lite_file_of_several_signatures_is_asked_by_one_and_another_is_refuse
     }[asked.name]
     (other,) = {"serving_default", "decode"} - {asked.name}
     with pytest.raises(NameNotFound, match=f"no signature '{other}'"):
-        opened(path, signature=other).model
+        opened(path, signature=other).model  # noqa: B018
 
 
 # Files that are not whole
 
 
-WHOLE = {
-    "saved_model": models.saved_model_of_a_module,
-    "keras": next(build for build in models.BUILDS if build.__name__ == "keras_file_keras"),
-    "h5": next(build for build in models.BUILDS if build.__name__ == "keras_file_h5"),
-    "pb": models.frozen_graph,
-    "tflite": models.lite_file,
-}
-
-
-@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("kind", models.FILES)
 def test_a_truncated_file_is_an_error_and_not_a_crash(tmp_path: Path, opened: Any, kind: str) -> None:
-    whole: Path = WHOLE[kind](tmp_path).model
+    whole: Path = models.FILES[kind](tmp_path).model
     content = (whole / "saved_model.pb" if kind == "saved_model" else whole).read_bytes()
     for share in (0, 0.1, 0.5, 0.9):
         path = tmp_path / f"cut{int(share * 100)}{whole.suffix}"

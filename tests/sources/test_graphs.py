@@ -195,7 +195,7 @@ def test_another_body_of_call_changes_the_digest_though_every_weight_is_the_same
     import tf_keras
 
     def scaled(package: Any, factor: float) -> Any:
-        class Scaled(package.Model):  # type: ignore[misc]
+        class Scaled(package.Model):
             def call(self, x: Any) -> Any:
                 return x * factor
 

@@ -177,7 +177,7 @@ def test_a_models_class_or_layer_is_not_a_model(package: str) -> None:
 
     keras = models.package_of(package)
 
-    class Own(keras.layers.Layer):  # type: ignore[misc]
+    class Own(keras.layers.Layer):
         @tf.function
         def call(self, x: Any) -> Any:
             return x
@@ -197,7 +197,7 @@ def test_an_unknown_signature_is_an_error_that_says_which_there_is() -> None:
 def test_a_call_that_cannot_run_as_a_graph_is_the_persons_own_error() -> None:
     import keras
 
-    class Eager(keras.Model):  # type: ignore[misc]
+    class Eager(keras.Model):
         def call(self, x: Any) -> Any:
             return x * float(np.asarray(x)[0, 0])
 
@@ -234,7 +234,7 @@ def test_layers_are_known_by_the_name_and_kind_that_a_person_gave_them() -> None
 def test_a_subclassed_model_that_takes_and_gives_dicts_is_asked_by_their_keys(package: str) -> None:
     keras = models.package_of(package)
 
-    class Pair(keras.Model):  # type: ignore[misc]
+    class Pair(keras.Model):
         def __init__(self) -> None:
             super().__init__()
             self.dense = keras.layers.Dense(3)
@@ -259,7 +259,7 @@ def test_several_arguments_of_call_are_refused_where_keras_forgets_them_and_kept
     import tf_keras
 
     def difference(package: Any) -> Any:
-        class Difference(package.Model):  # type: ignore[misc]
+        class Difference(package.Model):
             def call(self, zebra: Any, ant: Any, training: Any) -> Any:
                 return zebra - 2 * ant
 
@@ -277,7 +277,7 @@ def test_several_arguments_of_call_are_refused_where_keras_forgets_them_and_kept
 def test_an_output_that_is_none_is_left_out(package: str) -> None:
     keras = models.package_of(package)
 
-    class Some(keras.Model):  # type: ignore[misc]
+    class Some(keras.Model):
         def call(self, x: Any) -> Any:
             return {"doubled": x * 2, "attention": None}
 
@@ -319,7 +319,7 @@ def test_mixed_precision_is_traced_in_float32_and_the_model_is_left_as_it_was(
 def test_a_mixed_precision_model_is_left_as_it_was_when_its_call_raises() -> None:
     import keras
 
-    class Eager(keras.Model):  # type: ignore[misc]
+    class Eager(keras.Model):
         def __init__(self) -> None:
             super().__init__(dtype="mixed_float16")
             self.dense = keras.layers.Dense(2, dtype="mixed_float16")

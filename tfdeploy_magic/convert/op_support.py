@@ -136,7 +136,8 @@ _GROUPS = (
     ),
     _Group(
         "Use keras.layers.Discretization, or compare with every edge and add up, which convert.",
-        never="LowerBound UpperBound",
+        "UpperBound",
+        "LowerBound",
     ),
     _Group("Use tf.sort or tf.math.top_k, which convert.", never="NthElement"),
     _Group(
@@ -155,8 +156,8 @@ _GROUPS = (
     _Group("Use tf.boolean_mask, which converts.", "DynamicPartition"),
     _Group(
         "Use dense tensors: tf.sparse.to_dense before the model, tf.gather and tf.reduce_sum in it.",
-        "DenseToDenseSetOperation SparseCross SparseFillEmptyRows SparseReduceSum SparseReorder SparseSegmentMean "
-        "SparseSegmentSqrtN SparseSegmentSum SparseSlice SparseTensorDenseMatMul",
+        "DenseToDenseSetOperation SparseCross SparseCrossV2 SparseFillEmptyRows SparseReduceSum SparseReorder "
+        "SparseSegmentMean SparseSegmentSqrtN SparseSegmentSum SparseSlice SparseTensorDenseMatMul",
         "SetSize SparseConcat SparseSoftmax SparseTensorDenseAdd",
     ),
     _Group(
@@ -249,11 +250,10 @@ REDUCED = {dtype: group.cure for group in _TYPED[::-1] for dtype in group.dtypes
 TABLES = (("string", "int64"), ("int64", "string"))
 """From what to what a hash table of .tflite looks up."""
 
-NEVER_FOLDED = frozenset(
-    (*_RANDOM.select.split(), *_RANDOM.never.split(), "EagerPyFunc", "Print", "PrintV2", "PyFunc")
-    + ("ReadFile", "Timestamp", "WriteFile")
-)
+_EFFECTS = ("EagerPyFunc", "PrintV2", "PyFunc", "Timestamp", "WriteFile")
+
+NEVER_FOLDED = frozenset((*_RANDOM.select.split(), *_RANDOM.never.split(), *_EFFECTS, "Print", "ReadFile"))
 """What stays in the graph even where all it takes is constant; any other operation is then computed beforehand."""
 
-KEPT_WHEN_UNUSED = frozenset(("EagerPyFunc", "PrintV2", "PyFunc", "Timestamp", "WriteFile"))
+KEPT_WHEN_UNUSED = frozenset(_EFFECTS)
 """What stays in the graph for its effect, where nobody takes its answer."""

@@ -148,7 +148,9 @@ def locate(names: Iterable[str], layers: Mapping[str, str]) -> dict[str, str]:
     """
     paths = {name: name.split("/")[:-1] for name in names}
     scopes = {scope for path in paths.values() for scope in path}
-    plain = sum(scope in layers and _unnumbered(scope) not in layers for scope in scopes)
+    plain = sum(
+        scope in layers and (_unnumbered(scope) == scope or _unnumbered(scope) not in layers) for scope in scopes
+    )
     numbered = sum(scope not in layers and _unnumbered(scope) in layers for scope in scopes)
 
     def layer(scope: str) -> str | None:
@@ -261,13 +263,19 @@ class _Walk:
                 continue
             for_its_order = tensor.startswith("^")
             # Something that only has to run first, and has no effect, is dropped; what runs before it is not.
-            stays = not for_its_order or node.op in KEPT_WHEN_UNUSED or self._functions_of(node) is not None
+            stays = not for_its_order or self._has_effect(node)
             if stays:
                 needed.setdefault(name, set()).update(() if for_its_order else (_output_of(tensor),))
             follow = {(name, each) for each in node.input if stays or each.startswith("^")} - passed
             waiting += [each for _, each in follow]
             passed |= follow
         return needed
+
+    def _has_effect(self, node: Any) -> bool:
+        functions = self._functions_of(node) or ()
+        return node.op in KEPT_WHEN_UNUSED or any(
+            self._has_effect(inner) for function in functions for inner in function.node_def
+        )
 
     def _functions_of(self, node: Any) -> list[Any] | None:
         if node.op in self.functions:

@@ -9,7 +9,7 @@ from tfdeploy_magic.convert.op_support import CURES, MOVE_OUT, NEVER, REDUCED, T
 from tfdeploy_magic.convert.preflight import in_words, locate
 from tfdeploy_magic.errors import ConversionError
 
-_ELEMENTS = "a list in a loop, whose elements have a shape that is not known"
+_ELEMENTS = "a list (tf.TensorArray) whose elements have no known shape"
 _ELEMENT_SHAPE = "Give tf.TensorArray an element_shape and a size, or fix the shapes of the inputs with --input-spec."
 
 _KNOWN = (
@@ -56,27 +56,30 @@ def explain(message: str, layers: Mapping[str, str]) -> ConversionError | None:
     Returns:
         The error to raise; None when the text is not one we know.
     """
-    operations = list(dict.fromkeys(_operations(message)))
+    # Those with a cure of their own first: one of them in half precision drags a dozen others into the list.
+    operations = sorted(dict.fromkeys(_operations(message)), key=lambda operation: operation not in CURES)
     if operations:
         nodes = {operation: _nodes(message, operation) for operation in operations}
         places = locate([node for found in nodes.values() for node in found], layers)
-        told = []
-        for operation in operations[:6]:
+        told, cures = [], []
+        for operation in operations:
+            dtype, cure = _dtype_and_cure(message, operation)
             where = list(dict.fromkeys(places[node] for node in nodes[operation]))[:3]
-            told.append(f"tf.{operation}" + (f" in {in_words(where)}" if where else ""))
-        more = [f"{len(operations) - 6} more"] if len(operations) > 6 else []
-        cures = dict.fromkeys(_cure(message, operation) for operation in operations)
+            told.append(
+                f"tf.{operation}" + (f" of {dtype}" if dtype else "") + (f" in {in_words(where)}" if where else "")
+            )
+            cures.append(cure)
+        more = [f"{len(told) - 6} more"] if len(told) > 6 else []
         return _refused(
-            f"the operation{'s' if len(operations) > 1 else ''} {in_words([*told, *more])}, "
+            f"the operation{'s' if len(told) > 1 else ''} {in_words([*told[:6], *more])}, "
             "which .tflite has no builtin for",
-            " ".join(list(cures)[:3]),
+            " ".join(list(dict.fromkeys(cures))[:3]),
         )
     for pattern, meaning, cure in _KNOWN:
         if re.search(pattern, message):
-            node = re.search(r"loc\((.*)\): \'tf\.TensorList\w+\' op requires", message)
-            where = _names(node[1])[-1:] if node else []
-            place = locate(where, layers)
-            return _refused(meaning + "".join(f" in {place[name]}" for name in where), cure)
+            located = re.search(r"loc\((.*)\): 'tf\.TensorList\w+' op requires", message)
+            nodes_of_it = _names(located[1])[-1:] if located else []
+            return _refused(", in ".join([meaning, *locate(nodes_of_it, layers).values()]), cure)
     return None
 
 
@@ -99,15 +102,16 @@ def _names(location: str) -> list[str]:
     return [name.partition("@")[0] for name in re.findall(r'"([^"]+)"', first) if not name.endswith(":")]
 
 
-def _cure(message: str, operation: str) -> str:
+def _dtype_and_cure(message: str, operation: str) -> tuple[str, str]:
+    """Return the dtype that .tflite does not have an operation in, or nothing, and what to do about it."""
     if operation in CURES:
-        return CURES[operation]
+        return "", CURES[operation]
     for types in re.findall(rf"^\ttf\.{operation}\((.*?)\) ->", message, re.MULTILINE):
         for written, dtype in _MLIR_DTYPES.items():
             cure = TYPED.get((operation, dtype)) or REDUCED.get(dtype)
             if cure is not None and re.search(rf"[<x]{re.escape(written)}>", types):
-                return cure
-    return MOVE_OUT
+                return dtype, cure
+    return "", MOVE_OUT
 
 
 def _refused(found: str, cure: str) -> ConversionError:

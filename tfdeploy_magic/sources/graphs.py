@@ -132,9 +132,9 @@ def _functions_of(node: Any) -> list[str]:
 
 
 def canonical(graph_def: Any) -> bytes:
-    """Return a graph's bytes with its functions and captured variables numbered as they come.
+    """Return a graph's bytes with its nodes and functions numbered as they come.
 
-    TensorFlow names both after counters of the process, so that the same model traced twice would look like two.
+    Their names hold counters of the process, so that the same model traced or built twice would look like two.
     """
     copy = type(graph_def)()
     copy.CopyFrom(graph_def)
@@ -143,10 +143,10 @@ def canonical(graph_def: Any) -> bytes:
     for function in copy.library.function:
         function.signature.name = numbered[function.signature.name]
         function.attr.clear()
-    places = {node.name: f"n{n}" for n, node in enumerate(copy.node) if node.name.isdecimal()}
+    places = {node.name: f"n{n}" for n, node in enumerate(copy.node)}
     for node in copy.node:
-        node.name = places.get(node.name, node.name)
-        node.input[:] = [places.get(each, each) for each in node.input]
+        node.name = places[node.name]
+        node.input[:] = [tensor.replace(_node_name(tensor), places[_node_name(tensor)], 1) for tensor in node.input]
         node.attr.pop("_user_specified_name", None)
     for node in nodes(copy):
         node.op = numbered.get(node.op, node.op)

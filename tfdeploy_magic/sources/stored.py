@@ -231,12 +231,14 @@ class _Lite:
 
 def _open_keras(path: Path, name: str, how: How) -> TracedModel:
     config, version = _keras_config(path, name)
+    load_it = "Load it where its classes are defined, model = keras.models.load_model(...), and name the variable."
     if not how.trust and (code := sorted(set(_code_in(config)))):
+        trust = "If you trust who wrote it, add --trust: its code then runs in a job, not in your kernel."
         raise InputError(
             f"{name} carries code, which loading it would run",
             found=", ".join(code),
             wanted="a file made of Keras' own layers only",
-            cure="If you trust who wrote it, add --trust: its code then runs in a job, not in your kernel.",
+            cure=f"{load_it} {trust}" if any("." in part for part in code) else trust,
         )
     package = _keras_package(version)
     try:
@@ -247,7 +249,7 @@ def _open_keras(path: Path, name: str, how: How) -> TracedModel:
             f"{name} cannot be loaded on its own",
             found=next(iter(words.strip().splitlines()), type(error).__name__)[:300].rstrip("."),
             wanted="a file whose every class Keras knows",
-            cure="Load it where its classes are defined, model = keras.models.load_model(...), and name the variable.",
+            cure=load_it,
         ) from error
     return keras.trace(model, name, how)
 
