@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from tfdeploy_magic.commands.inspect import inspect as inspect
+    from tfdeploy_magic.commands.tfdeploy import tfdeploy as tfdeploy
     from tfdeploy_magic.commands.tflite_convert import tflite_convert as tflite_convert
 
 __version__ = "0.1.0.dev0"
-__all__ = ["__version__", "load_ipython_extension", "tflite_convert", "unload_ipython_extension"]
+__all__ = [
+    "__version__",
+    "inspect",
+    "load_ipython_extension",
+    "tfdeploy",
+    "tflite_convert",
+    "unload_ipython_extension",
+]
+_VERBS = ("inspect", "tfdeploy", "tflite_convert")
 
 _loaded: dict[int, Any] = {}
 
@@ -34,10 +45,8 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
 
 def __getattr__(name: str) -> Any:
     # The verbs are imported when they are first asked for: a kernel that never converts pays for none of them.
-    if name == "tflite_convert":
-        from tfdeploy_magic.commands.tflite_convert import tflite_convert
-
-        return tflite_convert
+    if name in _VERBS:
+        return getattr(importlib.import_module(f"{__name__}.commands.{name}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -171,6 +171,9 @@ class LiteModel:
         specs = [replace(spec, dtype="float32") if spec.quantized else spec for spec in self.inputs]
         return gather(data, specs, folder, role="test", limit=None, seconds=PATIENCE_SECONDS, report=Report(silent))
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     def __repr__(self) -> str:
         return f"<LiteModel {self.path.name}: {self.scheme}, {self.size:,} bytes, {self.evidence.verdict}>"
 

@@ -128,7 +128,7 @@ def _look(source: Source) -> _Seen:
 def look_task(report: Report, path: str, layers: Mapping[str, str]) -> dict[str, Any]:
     """Look at the graph of a model file that this process has opened; a job's entry."""
     report.stage("looking at its operations")
-    graph_def = stored.graph_of(path)
+    graph_def = stored.opened(path).graph_def
     return asdict(_Seen((), ()) if graph_def is None else _look_at(graph_def, layers))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -67,7 +68,8 @@ def _values(parser: CommandParser, action: argparse.Action, user_ns: namespace.N
     if kernel is None:
         return []
     if kernel.kind == "model":
-        return [(name, "model") for name in namespace.models(user_ns)]
+        files = [name for name, value in namespace.variables(user_ns) if isinstance(value, os.PathLike)]
+        return [(name, "model") for name in (*namespace.models(user_ns), *files)]
     if kernel.kind == "function":
         own = [(name, "function") for name, value in namespace.variables(user_ns) if _is_function(value)]
         return [*((name, "metric") for name in METRICS), *own]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from tfdeploy_magic import sources
@@ -58,7 +58,7 @@ def lookup_model(words: str, namespace: Namespace) -> Any:
     if first not in namespace and sources.files.looks_like_a_path(words):
         return sources.files.path_of(words)
     value = lookup(words, namespace, wanted="a model in this kernel, or a model file")
-    if isinstance(value, str | Path) or sources.is_model(value):
+    if isinstance(value, str | os.PathLike) or sources.is_model(value):
         return value
     names = models(namespace)
     raise NotAModel(

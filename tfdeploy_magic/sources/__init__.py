@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -96,8 +97,8 @@ def open_source(value: object, name: str, how: How | None = None, worker: Worker
     Raises:
         NotAModel: No source knows it.
     """
-    if isinstance(value, str):
-        value = files.path_of(value)
+    if isinstance(value, str | os.PathLike):
+        value = files.path_of(os.fspath(value))
     _kind_of(value, name)
     return Source(name, value, how or How(), worker or Worker())
 

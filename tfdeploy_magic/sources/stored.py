@@ -108,9 +108,9 @@ def latency_task(report: Report, path: str, inputs: dict[str, str], count: int) 
     return asdict(_opened[path].latency(_samples(inputs, count), report))
 
 
-def graph_of(path: str) -> Any:
-    """Return the graph of an opened model, for what looks at operations; None for a .tflite file."""
-    return _opened[path].graph_def
+def opened(path: str) -> Any:
+    """Return the model that this process has opened, for jobs that look into it."""
+    return _opened[path]
 
 
 def _samples(inputs: dict[str, str], count: int) -> SampleSet:
