@@ -92,8 +92,8 @@ def prepare(source: Source, *, calibrated: bool, select_ops: bool) -> Prepared:
             Finding(
                 "note",
                 "one-sample",
-                f"the file takes one sample at a time: {preflight.in_words(open_loops[0].where[:3])} loops over a batch "
-                "of unknown size, which .tflite cannot hold",
+                f"the file takes one sample at a time: {preflight.in_words(open_loops[0].where[:3])} loops over a "
+                "batch of unknown size, which .tflite cannot hold",
                 "For batches build the layer with unroll=True.",
             ),
         )
