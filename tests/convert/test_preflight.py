@@ -163,6 +163,19 @@ def test_the_loops_of_tensorflow_1_are_walked_too() -> None:
     assert [problem.op for problem in problems] == ["Tan"]
 
 
+def test_a_scan_leaves_the_graph_as_it_was() -> None:
+    import tensorflow as tf
+
+    def everything(x: Any) -> Any:
+        tf.print(x)
+        return tf.map_fn(tf.math.tan, x) + tf.cond(tf.reduce_sum(x) > 0, lambda: x, lambda: x * 2)
+
+    graph_def = tf.function(everything, autograph=False).get_concrete_function(numbers()).graph.as_graph_def()
+    before = graph_def.SerializeToString(deterministic=True)
+    assert preflight.scan(graph_def, {})
+    assert graph_def.SerializeToString(deterministic=True) == before
+
+
 # Loops over lists
 
 
@@ -251,8 +264,15 @@ def test_a_refusal_names_operations_layers_and_cures_in_two_lines() -> None:
 
 def test_a_long_refusal_counts_what_it_does_not_name() -> None:
     many = [Problem(f"Op{number}", "select", ("here",), f"Cure {number}.") for number in range(9)]
-    with pytest.raises(ConversionError, match=r"Op5 in here; 3 more operations\.\n[^!]*Cure 2\.$"):
+    with pytest.raises(ConversionError, match=r"Op5 in here; 3 more operations\.\n[^!]*Cure 2\. Or leave it"):
         preflight.refuse(many, "model")
+
+
+def test_a_refusal_offers_select_ops_only_where_they_help() -> None:
+    with pytest.raises(ConversionError, match="--select-ops"):
+        preflight.refuse((TAN, DOUBLE), "model")
+    with pytest.raises(ConversionError, match=r"Use TensorFlow\.$"):
+        preflight.refuse((TAN, PYTHON), "model")
 
 
 def test_select_ops_let_pass_what_tensorflows_kernels_hold() -> None:

@@ -224,6 +224,8 @@ DTYPES = {
     14: "bfloat16",
     18: "complex128",
     19: "float16",
+    20: "resource",
+    21: "variant",
 }
 """The numbers of dtypes in a graph's protocol buffer (``tensorflow/core/framework/types.proto``)."""
 
@@ -250,9 +252,9 @@ REDUCED = {dtype: group.cure for group in _TYPED[::-1] for dtype in group.dtypes
 TABLES = (("string", "int64"), ("int64", "string"))
 """From what to what a hash table of .tflite looks up."""
 
-_EFFECTS = ("EagerPyFunc", "PrintV2", "PyFunc", "Timestamp", "WriteFile")
+_EFFECTS = ("EagerPyFunc", "Print", "PrintV2", "PyFunc", "SampleDistortedBoundingBoxV2", "Timestamp", "WriteFile")
 
-NEVER_FOLDED = frozenset((*_RANDOM.select.split(), *_RANDOM.never.split(), *_EFFECTS, "Print", "ReadFile"))
+NEVER_FOLDED = frozenset((*_RANDOM.select.split(), *_RANDOM.never.split(), *_EFFECTS, "ReadFile"))
 """What stays in the graph even where all it takes is constant; any other operation is then computed beforehand."""
 
 KEPT_WHEN_UNUSED = frozenset(_EFFECTS)

@@ -41,8 +41,8 @@ _CALLS = {
 _SHAPES = frozenset(("Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike", "TensorListLength"))
 """What follows from shapes alone: constant as soon as those are, so it never condemns an operation."""
 
-_HANDLES = (20, 21)
-"""The dtypes "resource" and "variant": variables and tables, which are no data."""
+_HANDLES = ("resource", "variant")
+"""The dtypes of variables, tables and lists, which are no data."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,14 @@ def refuse(problems: Sequence[Problem], name: str, *, select_ops: bool = False) 
     if not refused:
         return
     more = [f"{len(refused) - 6} more operations"] if len(refused) > 6 else []
-    cures = dict.fromkeys(problem.cure for problem in refused)
+    cures = list(dict.fromkeys(problem.cure for problem in refused))[:3]
+    if all(problem.kind != "never" for problem in refused):
+        cures.append("Or leave it to TensorFlow's own kernels (Flex), with --select-ops.")
     raise ConversionError(
         f"{name} cannot be converted",
         found="; ".join([*map(str, refused[:6]), *more]),
         wanted="operations that TensorFlow's own kernels hold" if select_ops else "operations that .tflite has",
-        cure=" ".join(list(cures)[:3]),
+        cure=" ".join(cures),
     )
 
 
@@ -173,7 +175,8 @@ def _unnumbered(scope: str) -> str:
 
 def _finding(problem: Problem) -> Finding:
     if problem.kind == "rnn":
-        return Finding("warning", "open-loop", f"{problem} loops over a batch of unknown size", problem.cure)
+        where = in_words(problem.where)
+        return Finding("warning", "open-loop", f"a loop in {where} goes over a batch of unknown size", problem.cure)
     if problem.kind == "never":
         return Finding("error", "unsupported-op", f"no .tflite file can hold {problem}", problem.cure)
     return Finding(
@@ -241,7 +244,7 @@ class _Walk:
                 varying.give(name, self._call(node, functions, takes, needed[name], scope))
                 continue
             if node.op == "Placeholder" and not self.inputs:
-                depends = node.attr["dtype"].type not in _HANDLES
+                depends = _dtype_of(node, "dtype") not in _HANDLES
             else:
                 constant = node.op in _SHAPES or not any(takes)
                 depends = name in self.inputs or node.op in NEVER_FOLDED or not constant
@@ -280,24 +283,18 @@ class _Walk:
     def _functions_of(self, node: Any) -> list[Any] | None:
         if node.op in self.functions:
             return [self.functions[node.op]]
-        names = [node.attr[attribute].func.name for attribute in _CALLS.get(node.op, ())]
+        names = [node.attr[attribute].func.name for attribute in _CALLS.get(node.op, ()) if attribute in node.attr]
         return [self.functions[name] for name in names] if names and self.functions.keys() >= set(names) else None
 
     def _call(
-        self,
-        node: Any,
-        functions: Sequence[Any],
-        takes: Sequence[bool],
-        wanted: set[int],
-        scope: str,
+        self, node: Any, functions: Sequence[Any], takes: Sequence[bool], wanted: set[int], scope: str
     ) -> list[bool]:
         """Walk the functions that a node runs, and return which of its outputs depend on an input."""
         inner = f"{scope}{node.name}/"
         if node.op in ("While", "StatelessWhile"):
             condition, body = functions
-            takes = [
-                varies or not _is_handed_on(body, position) for position, varies in enumerate(takes)
-            ]  # a weight that only goes round stays a constant
+            # A weight that only goes round stays a constant.
+            takes = [varies or not _is_handed_on(body, position) for position, varies in enumerate(takes)]
             self._function(condition, takes, None, inner)
             gives = self._function(body, takes, None, inner)
             return [a or b for a, b in zip(takes, gives, strict=True)]
@@ -348,15 +345,20 @@ def _problems(node: Any, depends: bool, by_name: Mapping[str, Any]) -> Iterator[
     if not depends:
         return
     if node.op == "LookupTableFindV2":
-        pair = tuple(DTYPES.get(node.attr[key].type, "another dtype") for key in ("Tin", "Tout"))
+        pair = (_dtype_of(node, "Tin"), _dtype_of(node, "Tout"))
         if pair not in TABLES:
             yield node.op, "dtype", TABLE_CURE, " to ".join(pair)
     elif node.op in NEVER:
         yield node.op, "never", NEVER[node.op], ""
     elif node.op in SELECT:
         yield node.op, "select", SELECT[node.op], ""
-    elif (key := (node.op, DTYPES.get(node.attr["T"].type, ""))) in TYPED:
+    elif (key := (node.op, _dtype_of(node, "T"))) in TYPED:
         yield node.op, "dtype", TYPED[key], key[1]
+
+
+def _dtype_of(node: Any, attribute: str) -> str:
+    # Asking a protocol buffer for an attribute that is not there would add it.
+    return DTYPES.get(node.attr[attribute].type, "another dtype") if attribute in node.attr else ""
 
 
 def _has_open_elements(node: Any, by_name: Mapping[str, Any]) -> bool:
