@@ -501,3 +501,6 @@ def test_the_magic_shows_a_card_gives_a_value_and_survives_a_broken_file(
         running.run("import keras\nmodel = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])")
         assert "dense" in running.run("%inspect model").displays[0]["text/plain"]
         assert "looks untrained" in running.run("_").text
+        running.run("lite = %tflite_convert model")
+        assert "FULLY_CONNECTED" in running.run("%inspect lite").displays[0]["text/plain"]
+        assert running.run("_.file == lite.file, _.loads").results[0]["text/plain"] == "(True, True)"

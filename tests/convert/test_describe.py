@@ -177,7 +177,7 @@ def test_tf_saved_model_save_of_a_keras_3_model_converts_to_variables_that_nothi
     content = tiny.from_saved_model(str(tmp_path / "trap"))
     file = described(content)
     assert len(file.uninitialised_variables) == file.operators["VAR_HANDLE"] == len(trained_cnn.weights)
-    assert any(name.endswith("conv2d/kernel") for name in file.uninitialised_variables)
+    assert any(re.search(r"conv2d(_\d+)?/kernel$", name) for name in file.uninitialised_variables)
     # TensorFlow says nothing, and the file runs.
     (answers,) = by_hand.answers(content, {file.inputs[0].name: digits.x_test[:50]}).values()
     assert not np.allclose(answers, trained_cnn.predict(digits.x_test[:50], verbose=0), atol=0.1)

@@ -590,7 +590,7 @@ BUILDS: tuple[Build, ...] = (
     ),
     *(_looped(package, name, unroll=False) for package in ("keras", "tf_keras") for name in RECURRENT),
     *(_looped("keras", name, unroll=True) for name in RECURRENT),
-    *(_looped("tf_keras", name, unroll=True) for name in RECURRENT if name != "convlstm"),  # which it cannot unroll
+    *(_looped("tf_keras", name, unroll=True) for name in ("lstm", "bidirectional")),
     tf_module,
     tf_module_method,
     tf_module_without_functions,

@@ -334,8 +334,10 @@ def test_a_mixed_precision_model_is_left_as_it_was_when_its_call_raises() -> Non
     assert {model.dtype_policy.name, model.dense.dtype_policy.name} == {"mixed_float16"}
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-@pytest.mark.parametrize("name", models.RECURRENT)
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [*(("keras", name) for name in models.RECURRENT), ("tf_keras", "bidirectional"), ("tf_keras", "convlstm")],
+)
 def test_a_recurrent_model_says_whether_it_can_be_unrolled_and_is_rolled_up_again(package: str, name: str) -> None:
     model = models.recurrent(models.package_of(package), name)
     traced = trace(model)

@@ -10,6 +10,11 @@ from typing import Any
 
 from tfdeploy_magic.artifacts.signature import Signature, TensorSpec
 
+LITERT_CUSTOM_OPERATORS = frozenset(
+    {"AudioSpectrogram", "Mfcc", "NumericVerify", "TFLite_Detection_PostProcess", "aeq.hadamard_rotation"}
+)
+"""Custom by name only: LiteRT's own resolver brings them (tensorflow/lite/core/kernels/register.cc)."""
+
 
 @dataclass(frozen=True)
 class SavedModelDir:
@@ -94,6 +99,12 @@ class LiteFile:
         """TensorFlow's own operators in it, "Erf": no interpreter runs them without the Flex delegate."""
         prefix = "CUSTOM Flex"
         return tuple(name.removeprefix(prefix) for name in self.operators if name.startswith(prefix))
+
+    @property
+    def foreign_operators(self) -> tuple[str, ...]:
+        """Those and custom ones, by name: no interpreter that comes with TensorFlow or LiteRT runs the file."""
+        custom = (name.removeprefix("CUSTOM ") for name in self.operators if name.startswith("CUSTOM "))
+        return tuple(name.removeprefix("Flex") for name in custom if name not in LITERT_CUSTOM_OPERATORS)
 
     @property
     def signature(self) -> Signature:

@@ -7,6 +7,7 @@ import functools
 import importlib.metadata
 import os
 import re
+import shlex
 import tempfile
 import time
 from collections.abc import Callable
@@ -319,8 +320,10 @@ class _Conversion:
     def _measure(self, made: _Made) -> Evidence:
         bits = 16 if self.scheme.name == "int16x8" else 8
         findings = (*made.findings, *calibration.check(self.calibration, self.test, bits=bits))
-        if made.file.flex_operators:
-            return judge.not_measurable(findings, made.file.flex_operators)
+        if foreign := made.file.foreign_operators:
+            return judge.not_measurable(findings, foreign)
+        if any(finding.code == "stateful" for finding in findings):
+            return Evidence(findings=judge.worst_first(findings))
         if self.test is None:
             return judge.not_measured(findings)
         base = self.baseline
@@ -373,6 +376,7 @@ class _Conversion:
                 "io": self.options.io or self.scheme.io,
                 "signature": file.signature.name,
                 "samples": drawn.count if drawn else None,
+                "kept_flags": _flags_to_keep(self.options),
                 "output": None,
             },
             calibration=drawn.name if drawn else None,
@@ -384,6 +388,15 @@ class _Conversion:
             log="",
             made=time.strftime("%Y-%m-%d %H:%M"),
         )
+
+
+def _flags_to_keep(options: TfliteConvert) -> str:
+    """Return the flags that any other line about the same model needs too."""
+    named = {"signature": options.signature, "input-spec": options.input_spec}
+    named |= {"inputs": ",".join(options.inputs), "outputs": ",".join(options.outputs)}
+    words = [f" --{name} {shlex.quote(value)}" for name, value in named.items() if value]
+    words += [f" --{name}" for name, on in (("select-ops", options.select_ops), ("trust", options.trust)) if on]
+    return "".join(words)
 
 
 def _value_and_name(option: Any) -> tuple[Any, str | None]:

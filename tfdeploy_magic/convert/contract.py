@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tfdeploy_magic.artifacts.models import LiteFile
+from tfdeploy_magic.artifacts.models import LITERT_CUSTOM_OPERATORS, LiteFile
 from tfdeploy_magic.artifacts.signature import UNKNOWN_RANK, Signature, TensorSpec
 from tfdeploy_magic.errors import ContractBroken, VariablesLost
 
@@ -14,11 +14,6 @@ MINIMUM_SHARE = 0.5
 Measured on TensorFlow 2.21: MobileNetV2 and V3, EfficientNet, a U-Net and unrolled LSTM and GRU have 1.0 of their
 activations in integers, a transformer and ConvNeXt 0.95 (NEG stays float), a chain of dense layers and sines 0.57.
 """
-
-LITERT_CUSTOM_OPERATORS = frozenset(
-    {"AudioSpectrogram", "Mfcc", "NumericVerify", "TFLite_Detection_PostProcess", "aeq.hadamard_rotation"}
-)
-"""Custom by name only: LiteRT's own resolver brings them (tensorflow/lite/core/kernels/register.cc)."""
 
 _CUSTOM = "CUSTOM "
 _ACTIVATIONS = {"int8": "int8", "int16x8": "int16"}
@@ -41,7 +36,7 @@ def check(file: LiteFile, asked: Signature, *, io: str, select_ops: bool = False
             output has another dtype or shape.
     """
     check_variables(file)
-    _check_operators(file, select_ops=select_ops, custom_ops=custom_ops)
+    check_operators(file, select_ops=select_ops, custom_ops=custom_ops)
     _check_share(file)
     got = file.signatures.get(asked.name)
     if got is None:
@@ -65,7 +60,12 @@ def check_variables(file: LiteFile) -> None:
         )
 
 
-def _check_operators(file: LiteFile, *, select_ops: bool, custom_ops: bool) -> None:
+def check_operators(file: LiteFile, *, select_ops: bool, custom_ops: bool) -> None:
+    """Refuse operators that LiteRT does not bring and that were not asked for.
+
+    Raises:
+        ContractBroken: There are some.
+    """
     if file.flex_operators and not select_ops:
         raise _broken(
             f"operators that only TensorFlow's own kernels run (Flex): {_listed(file.flex_operators)}",
@@ -115,7 +115,7 @@ def _check_specs(asked: Iterable[TensorSpec], got: Iterable[TensorSpec], io: str
         dtype = io if wanted.dtype.startswith("float") else wanted.dtype
         if spec.dtype != dtype:
             raise _broken(str(spec), f"{dtype} for {wanted.name}")
-        if wanted.shape == UNKNOWN_RANK:
+        if UNKNOWN_RANK in (wanted.shape, spec.shape):
             continue
         known = [(a, b) for a, b in zip(wanted.shape, spec.shape, strict=False) if a is not None]
         if len(wanted.shape) != len(spec.shape) or any(a != b and b is not None for a, b in known):

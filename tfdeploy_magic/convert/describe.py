@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfdeploy_magic.artifacts.signature import Signature, TensorSpec
+from tfdeploy_magic.artifacts.signature import UNKNOWN_RANK, Signature, TensorSpec
 
 MAXIMUM_STEPS = 100_000
 """Operators that touch variables, followed before a file whose subgraphs call each other without end is refused."""
@@ -191,7 +191,11 @@ def _signature(reader: _Reader, definition: Any, subgraphs: list[_Subgraph]) -> 
 
 def _tensor_spec(schema: Any, name: str, tensor: Any) -> TensorSpec:
     sizes = tensor.ShapeSignatureAsNumpy() if tensor.ShapeSignatureLength() else tensor.ShapeAsNumpy()
-    shape = tuple(None if size < 0 else int(size) for size in np.atleast_1d(sizes)) if tensor.ShapeLength() else ()
+    shape: tuple[int | None, ...] = (
+        tuple(None if size < 0 else int(size) for size in np.atleast_1d(sizes)) if tensor.ShapeLength() else ()
+    )
+    if not shape and not tensor.HasRank():
+        shape = UNKNOWN_RANK
     quantization = tensor.Quantization()
     quantized = quantization is not None and quantization.ScaleLength() == quantization.ZeroPointLength() == 1
     return TensorSpec(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,15 +77,16 @@ def prepare(source: Source, *, calibrated: bool, select_ops: bool) -> Prepared:
     open_loops = [problem for problem in seen.problems if problem.kind == "rnn"]
     extra: tuple[Finding, ...] = ()
     if seen.lists and calibrated:
-        if not source.model.unrollable:
+        if source.model.unrollable:
+            source = open_source(source.value, source.name, replace(source.how, unroll=True), source.worker)
+            seen = _look(source)
+        if seen.lists:  # of no layer that could be unrolled
             raise ConversionError(
                 f"{source.name} cannot be quantized with its loop",
                 found=f"a loop over a list in {preflight.in_words(seen.lists[:3])}",
                 wanted="no such loop: TensorFlow's calibrator crashes on one",
                 cure="Build the recurrent layer with unroll=True and a fixed number of steps, or use --dynamic.",
             )
-        source = open_source(source.value, source.name, replace(source.how, unroll=True), source.worker)
-        seen = _look(source)
     elif open_loops:
         extra = (
             Finding(
@@ -119,20 +119,22 @@ class _Seen:
 def _look(source: Source) -> _Seen:
     model = source.model
     if not isinstance(model, StoredModel):
-        return _look_at(model.graph_def, model.layers)
-    seen = model.worker.call(f"{__name__}:look_task", {"path": str(model.path), "layers": dict(model.layers)})
+        return _look_at(model)
+    seen = model.worker.call(f"{__name__}:look_task", {"path": str(model.path)})
     problems = (preflight.Problem(**{**row, "where": tuple(row["where"])}) for row in seen["problems"])
     return _Seen(tuple(problems), tuple(seen["lists"]))
 
 
-def look_task(report: Report, path: str, layers: Mapping[str, str]) -> dict[str, Any]:
+def look_task(report: Report, path: str) -> dict[str, Any]:
     """Look at the graph of a model file that this process has opened; a job's entry."""
     report.stage("looking at its operations")
-    graph_def = stored.opened(path).graph_def
-    return asdict(_Seen((), ()) if graph_def is None else _look_at(graph_def, layers))
+    model = stored.opened(path)
+    return asdict(_Seen((), ()) if model.graph_def is None else _look_at(model))
 
 
-def _look_at(graph_def: Any, layers: Mapping[str, str]) -> _Seen:
+def _look_at(model: Any) -> _Seen:
+    graph_def, (inputs, outputs) = model.graph_def, model.doors
     lists = [node.name for node in graphs.nodes(graph_def) if node.op == "TensorListReserve"]
-    places = preflight.locate(lists, layers)
-    return _Seen(preflight.scan(graph_def, layers), tuple(dict.fromkeys(places.values())))
+    places = preflight.locate(lists, model.layers)
+    problems = preflight.scan(graph_def, model.layers, inputs=inputs, outputs=outputs)
+    return _Seen(problems, tuple(dict.fromkeys(places.values())))

@@ -25,6 +25,11 @@ _KNOWN = (
         "an integer input or a tensor that calibration saw no range for",
         "int16x8 cannot quantize this model: use --int8 or --dynamic.",
     ),
+    (
+        r"Quantization to (\S+)-bit not yet supported for op: '(\w+)'",
+        r"\2, which TensorFlow cannot quantize to \1 bits",
+        "Use another scheme: --dynamic and --float16 quantize no activations.",
+    ),
     # Functionalizing turns every Case into an If of an integer, and then says so.
     (
         r"Inconsistent values for attr 'Tcond'|Unable to determine predicate for merge node",
@@ -76,10 +81,10 @@ def explain(message: str, layers: Mapping[str, str]) -> ConversionError | None:
             " ".join(list(dict.fromkeys(cures))[:3]),
         )
     for pattern, meaning, cure in _KNOWN:
-        if re.search(pattern, message):
+        if (match := re.search(pattern, message)) is not None:
             located = re.search(r"loc\((.*)\): 'tf\.TensorList\w+' op requires", message)
             nodes_of_it = _names(located[1])[-1:] if located else []
-            return _refused(", in ".join([meaning, *locate(nodes_of_it, layers).values()]), cure)
+            return _refused(", in ".join([match.expand(meaning), *locate(nodes_of_it, layers).values()]), cure)
     return None
 
 

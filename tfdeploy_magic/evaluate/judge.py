@@ -211,14 +211,14 @@ def not_measured(findings: tuple[Finding, ...]) -> Evidence:
     return Evidence(findings=worst_first((*findings, missing)))
 
 
-def not_measurable(findings: tuple[Finding, ...], select_ops: Sequence[str]) -> Evidence:
-    """Return the evidence of a file that no interpreter here can run."""
+def not_measurable(findings: tuple[Finding, ...], operators: Sequence[str]) -> Evidence:
+    """Return the evidence of a file that no interpreter here can run, because of these operators."""
     missing = Finding(
         "warning",
         "select-ops",
-        f"nothing was measured: the file leaves {', '.join(select_ops)} to TensorFlow's own kernels (Flex), and no "
-        "interpreter that this TensorFlow comes with can run such a file",
-        "Test it on the device, with the tensorflow-lite-select-tf-ops library linked in.",
+        f"nothing was measured: the file leaves {', '.join(operators)} to kernels of TensorFlow (Flex) or of your own, "
+        "and no interpreter that TensorFlow 2.21 comes with can run such a file",
+        "Test it on the device, with tensorflow-lite-select-tf-ops or your kernels linked in.",
     )
     return Evidence(findings=worst_first((*findings, missing)))
 

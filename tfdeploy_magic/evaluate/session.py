@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tfdeploy_magic.artifacts.evidence import Latency
 from tfdeploy_magic.artifacts.samples import open_arrays, rows_at_a_time, save_arrays
-from tfdeploy_magic.artifacts.signature import UNKNOWN_RANK, Arrays, Signature, TensorSpec
+from tfdeploy_magic.artifacts.signature import Arrays, Signature, TensorSpec
 from tfdeploy_magic.errors import DataError
 from tfdeploy_magic.evaluate.latency import first_rows, summarize, timed_runs
 from tfdeploy_magic.jobs import Report
@@ -52,13 +52,20 @@ class LiteSession:
         specs = [tuple(spec for _, spec in doors.values()) for doors in (self._inputs, self._outputs)]
         return Signature(self._name, *specs)
 
-    def load(self) -> None:
-        """Make ready for one sample, as the first prediction would.
+    def load(self) -> dict[str, tuple[int, ...]]:
+        """Ask for one sample, as the first prediction would; not where a size beside the batch is open.
+
+        Returns:
+            Output name -> the shape of its answer; empty where it was not asked.
 
         Raises:
             RuntimeError: The interpreter refuses the file.
         """
+        if any(None in spec.shape[1:] for _, spec in self._specs()):
+            return {}
         self._prepare(1, {name: tuple(size or 1 for size in spec.shape[1:]) for name, spec in self._specs()})
+        self._ask_blank()
+        return {name: self._interpreter.get_tensor(index).shape for name, (index, _) in self._outputs.items()}
 
     def predict(self, inputs: Arrays, report: Report) -> Arrays:
         """Answer every sample.
@@ -116,17 +123,18 @@ class LiteSession:
 
     def _try_shapes(self, batch: int, rows: dict[str, tuple[int, ...]]) -> bool:
         """Resize the inputs; False when the graph does not bear it."""
-        shapes = {name: (batch, *rows[name]) if spec.shape else () for name, spec in self._specs()}
+        # A tensor of unknown rank looks like a scalar here; only the samples tell them apart.
+        shapes = {name: (batch, *rows[name]) if spec.shape or rows[name] else () for name, spec in self._specs()}
         if shapes == self._shapes:
             return True
         try:
             for name, shape in shapes.items():
                 index, spec = self._inputs[name]
-                if None in spec.shape or spec.shape == UNKNOWN_RANK:
+                if None in spec.shape or (shape and not spec.shape):
                     self._interpreter.resize_tensor_input(index, list(shape))
             self._interpreter.allocate_tensors()
             if batch > 1 and self._resizable:
-                self._interpreter.invoke()
+                self._ask_blank()
                 answers = [self._interpreter.get_tensor(index).shape for index, _ in self._outputs.values()]
                 if not all(shape and shape[0] == batch for shape in answers):
                     return False
@@ -137,9 +145,20 @@ class LiteSession:
         self._shapes = shapes
         return True
 
+    def _ask_blank(self) -> None:
+        """Ask for zeros and empty texts: what was never set is whatever lay in memory, and texts of that crash."""
+        shapes = {details["index"]: details["shape"] for details in self._interpreter.get_input_details()}
+        self._set_inputs(
+            {
+                name: np.zeros(shapes[index], "S1" if spec.is_text else "float32")
+                for name, (index, spec) in self._inputs.items()
+            }
+        )
+        self._interpreter.invoke()
+
     def _set_inputs(self, rows: Arrays) -> None:
         for name, (index, spec) in self._inputs.items():
-            values = np.ascontiguousarray(rows[name])
+            values = np.asarray(rows[name], order="C")  # a scalar stays one
             self._interpreter.set_tensor(index, values.astype(object) if spec.is_text else spec.quantize(values))
 
     def _invoke(self, rows: Arrays) -> Arrays:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tfdeploy_magic.artifacts.models import LiteFile, SavedModelDir
 from tfdeploy_magic.artifacts.samples import SampleSet, open_arrays
-from tfdeploy_magic.artifacts.signature import Arrays, Signature
+from tfdeploy_magic.artifacts.signature import UNKNOWN_RANK, Arrays, Signature
 from tfdeploy_magic.convert import contract, plain, refusals
 from tfdeploy_magic.convert.converter import open_graph
 from tfdeploy_magic.convert.describe import describe
@@ -102,8 +102,9 @@ def make_files(
     }
     for scheme, file in files.items():
         contract.check_variables(file)
-        if settings is not None:
-            continue  # what such a file should hold is known to whoever chose them
+        if settings is not None:  # what else such a file should hold is known to whoever chose them
+            contract.check_operators(file, select_ops=select_ops, custom_ops=bool(settings.get("allow_custom_ops")))
+            continue
         asked_io = (io if scheme == "int8" else None) or SCHEMES[scheme].io
         contract.check(file, saved_model.signature, io=asked_io, select_ops=select_ops)
     return {scheme: _in_argument_order(file, saved_model.signature) for scheme, file in files.items()}
@@ -179,22 +180,29 @@ def convert_task(
         path.write_bytes(content)
         report.stage("loading the file")
         description = describe(path)
-        if not any(name.startswith("CUSTOM Flex") for name in description["operators"]):
-            _check_that_it_loads(path, scheme)
+        if not LiteFile.from_description(path, scheme, description).foreign_operators:
+            _check_that_it_runs(path, scheme, asked)
         made[scheme] = {"path": str(path), "description": description}
     return made
 
 
-def _check_that_it_loads(path: Path, scheme: str) -> None:
-    """Load a finished file where it will run: TensorFlow's quantizers write files that no interpreter takes."""
+def _check_that_it_runs(path: Path, scheme: str, asked: Signature) -> None:
+    """Run a finished file once where it will run: TensorFlow writes files that no interpreter takes."""
+    if any(spec.shape == UNKNOWN_RANK for spec in asked.inputs):
+        return
     try:
-        LiteSession(path).load()
+        shapes = LiteSession(path).load()
+        for spec in asked.outputs:
+            if spec.shape != UNKNOWN_RANK and len(shape := shapes.get(spec.name, spec.shape)) != len(spec.shape):
+                raise ValueError(f"it answers one sample with {list(shape)} for {spec}")
     except (RuntimeError, ValueError) as error:
         raise ConversionError(
             f"the {scheme} file was made, but LiteRT cannot run it",
             found=str(error).strip().splitlines()[0].rstrip("."),
             wanted="a file that its interpreter loads",
-            cure="Try another scheme: --dynamic and --float16 quantize no activations.",
+            cure="Try another scheme: --dynamic and --float16 quantize no activations."
+            if SCHEMES[scheme].calibrated
+            else "Move what it names out of the model; a lookup table, say, can stay outside.",
         ) from error
 
 

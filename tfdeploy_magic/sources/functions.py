@@ -93,7 +93,11 @@ def trace(value: Any, name: str, how: How) -> TracedModel:
         signature=Signature(signature_name, inputs, outputs),
         function=traced,
         call=call,
-        findings=(*weights.signs_of_no_training(variables), *note_of_others(others, signature_name)),
+        findings=(
+            *weights.signs_of_no_training(variables),
+            *graphs.signs_of_state(traced.graph.as_graph_def()),
+            *note_of_others(others, signature_name),
+        ),
         trackables=(value,) if isinstance(value, tf.__internal__.tracking.AutoTrackable) else (),
     )
 

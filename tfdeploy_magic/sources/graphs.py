@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tfdeploy_magic.artifacts.evidence import Finding
 from tfdeploy_magic.artifacts.models import SavedModelDir
 from tfdeploy_magic.artifacts.signature import UNKNOWN_RANK, Signature, TensorSpec
 from tfdeploy_magic.errors import NotAModel
+
+VARIABLE_OPS = frozenset(("VarHandleOp", "VariableV2", "Variable"))
+"""Operations of a graph that stand for a variable, whose value is elsewhere."""
 
 
 def save_frozen(function: Any, signature: Signature, folder: Path, *, single_sample: bool) -> SavedModelDir:
@@ -74,18 +79,66 @@ def save_with_variables(
     return SavedModelDir(folder, signature, folder_size(folder), frozen=False)
 
 
+def files_in(folder: Path) -> dict[str, int]:
+    """Return the bytes of every file in a folder, by its path within."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
 def folder_size(folder: Path) -> int:
     """Return the bytes of all files in a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(files_in(folder).values())
+
+
+def served(metas: Sequence[Any]) -> Any:
+    """Return that graph of a SavedModel which is meant for use: the one tagged so, or the first."""
+    return next((meta for meta in metas if "serve" in meta.meta_info_def.tags), metas[0])
+
+
+def declared(meta: Any) -> dict[str, Any]:
+    """Return the signatures of a SavedModel's graph by name, as protocol buffers, without TensorFlow's own."""
+    return {name: proto for name, proto in sorted(meta.signature_def.items()) if not name.startswith("__saved_model")}
+
+
+def signature_of(name: str, proto: Any) -> Signature:
+    """Return what a signature's protocol buffer says; :func:`save_frozen` writes one."""
+    import tensorflow as tf
+
+    def specs(infos: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(
+                spec, shape_of(tf.TensorShape(info.tensor_shape)), tf.as_dtype(info.dtype).name, tensor=info.name
+            )
+            for spec, info in sorted(infos.items())
+        )
+
+    return Signature(name, specs(proto.inputs), specs(proto.outputs))
 
 
 def has_resources(function: Any) -> bool:
-    """Whether a function uses tables or changes its variables: freezing would lose that."""
+    """Whether a function uses tables, changes its variables or draws from a generator: freezing would lose that."""
     import tensorflow as tf
 
     known = {id(variable.handle) for variable in function.graph.variables}
     tables = any(captured.dtype == tf.resource and id(captured) not in known for captured, _ in function.graph.captures)
-    return tables or any(node.op.startswith("Assign") for node in nodes(function.graph.as_graph_def()))
+    return tables or changes_variables(function.graph.as_graph_def())
+
+
+def changes_variables(graph_def: Any) -> bool:
+    """Whether a graph's answers depend on what it was asked before."""
+    return any(node.op.startswith(("Assign", "Rng")) for node in nodes(graph_def))
+
+
+def signs_of_state(graph_def: Any) -> Iterator[Finding]:
+    """Find a model that remembers: its answers and the file's cannot be compared one by one."""
+    if changes_variables(graph_def):
+        yield Finding(
+            "warning",
+            "stateful",
+            "the model changes its own variables when it is asked, so parity was not measured: what it answers depends "
+            "on what it was asked before",
+            "Compare the two on a sequence of your own, each started afresh.",
+        )
 
 
 def nodes(graph_def: Any) -> Iterator[Any]:
@@ -182,6 +235,23 @@ def outputs_of(function: Any, names: Sequence[str], name: str) -> tuple[TensorSp
         TensorSpec(output, shape_of(tensor.shape), tensor.dtype.name)
         for output, tensor in zip(names, function.outputs, strict=True)
     )
+
+
+def tables(function: Any) -> bytes:
+    """Return what a function's lookup tables hold, in an order of its own."""
+    import tensorflow as tf
+
+    every = nodes(function.graph.as_graph_def())
+    kinds = {(node.attr["Tin"].type, node.attr["Tout"].type) for node in every if node.op == "LookupTableFindV2"}
+    known = {id(variable.handle) for variable in function.graph.variables}
+    found = []
+    for handle, _ in function.graph.captures:
+        if handle.dtype == tf.resource and id(handle) not in known:
+            for keys, values in kinds:
+                with contextlib.suppress(tf.errors.InvalidArgumentError):  # a table of other kinds
+                    columns = tf.raw_ops.LookupTableExportV2(table_handle=handle, Tkeys=keys, Tvalues=values)
+                    found.append(sorted(zip(*(column.numpy().ravel().tolist() for column in columns), strict=True)))
+    return repr(found).encode()
 
 
 def array_of(tensor: Any) -> npt.NDArray[Any]:

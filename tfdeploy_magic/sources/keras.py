@@ -107,7 +107,11 @@ def trace(model: Any, name: str, how: How) -> TracedModel:
         signature=Signature(SIGNATURE_NAME, inputs, outputs),
         function=function,
         call=call,
-        findings=(*weights.signs_of_no_training(_variables(model)), *_cures(model, precision, how)),
+        findings=(
+            *weights.signs_of_no_training(_variables(model)),
+            *graphs.signs_of_state(function.graph.as_graph_def()),
+            *_cures(model, precision, how),
+        ),
         layers={layer.name: f"{layer.name} ({type(layer).__name__})" for layer in _layers(model)},
         precision=precision,
         unrollable=not how.unroll and _can_unroll(model),

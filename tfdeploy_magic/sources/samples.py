@@ -406,7 +406,8 @@ def _fitting(
             cure = f"It has as many numbers: {name}.reshape(-1, {inner})."
         raise DataError(f"{name} cannot be used for {role}", found=found, wanted=wanted, cure=cure)
     if spec.is_text and array.dtype.kind in "SUO":
-        return np.char.encode(array.astype(str), "utf-8") if array.dtype.kind == "U" else array.astype(np.bytes_)
+        texts = [text.encode() if isinstance(text, str) else bytes(text) for text in array.ravel().tolist()]
+        return np.array(texts, np.bytes_).reshape(array.shape)
     if array.dtype.name != spec.dtype:
         if spec.is_text or not np.can_cast(array.dtype, spec.dtype, "same_kind"):
             raise DataError(

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from tfdeploy_magic.artifacts.evidence import Finding, Latency
 from tfdeploy_magic.artifacts.models import SavedModelDir
 from tfdeploy_magic.artifacts.samples import SampleSet, save_arrays
-from tfdeploy_magic.artifacts.signature import Arrays, Signature, TensorSpec
+from tfdeploy_magic.artifacts.signature import Arrays, Signature
 from tfdeploy_magic.errors import InputError, NameNotFound, NotAModel
 from tfdeploy_magic.evaluate.session import LiteSession
 from tfdeploy_magic.jobs import Report
@@ -43,6 +43,8 @@ class _Opened(Protocol):
     def unrollable(self) -> bool: ...
     @property
     def graph_def(self) -> Any: ...
+    @property
+    def doors(self) -> tuple[tuple[str, ...], tuple[str, ...]]: ...
     def predict(self, samples: SampleSet, report: Report) -> Arrays: ...
     def latency(self, samples: SampleSet, report: Report) -> Latency: ...
     def save(self, folder: Path, *, single_sample: bool = False) -> SavedModelDir: ...
@@ -129,6 +131,7 @@ class _SavedModel:
     precision = "float32"
     unrollable = False
     layers: Mapping[str, str] = {}
+    doors: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
     def __init__(self, path: Path, name: str, how: How) -> None:
         from tensorflow.core.protobuf import saved_model_pb2
@@ -136,29 +139,24 @@ class _SavedModel:
 
         self.path, self.name, self.how = path, name, how
         proto: saved_model_pb2.SavedModel = loader_impl.parse_saved_model(str(path))
-        meta = next((m for m in proto.meta_graphs if "serve" in m.meta_info_def.tags), proto.meta_graphs[0])
+        meta = graphs.served(proto.meta_graphs)
         self.tags = tuple(meta.meta_info_def.tags)
         if not how.trust:
             _refuse_file_ops(meta.graph_def, name)
-        found = {
-            key: proto
-            for key, proto in meta.signature_def.items()
-            if not key.startswith("__saved_model") and proto.inputs and proto.outputs
-        }
+        found = {key: proto for key, proto in graphs.declared(meta).items() if proto.inputs and proto.outputs}
         key = _pick_signature(list(found), name, how)
         self.graph_def = graphs.reachable(meta.graph_def, [info.name for info in found[key].outputs.values()])
         self._found = [other for other in found if other != key]
         self._loaded: TracedModel | None = None
         version = meta.meta_info_def.tensorflow_version or "unknown"
         self.description = f"SavedModel, written by TensorFlow {version}"
-        inputs = tuple(_spec(n, info) for n, info in sorted(found[key].inputs.items()))
-        outputs = tuple(_spec(n, info) for n, info in sorted(found[key].outputs.items()))
-        self.declared = Signature(key, inputs, outputs)
-        self.signature = replace(self.declared, inputs=how.narrowed(inputs, name))
+        self.declared = graphs.signature_of(key, found[key])
+        self.signature = replace(self.declared, inputs=how.narrowed(self.declared.inputs, name))
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        return tuple(functions.note_of_others(self._found, self.signature.name))
+        others = functions.note_of_others(self._found, self.signature.name)
+        return (*graphs.signs_of_state(self.graph_def), *others)
 
     @property
     def loaded(self) -> TracedModel:
@@ -195,6 +193,7 @@ class _Lite:
     precision = "float32"
     unrollable = False
     layers: Mapping[str, str] = {}
+    doors: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     graph_def = None
     findings: tuple[Finding, ...] = ()
 
@@ -230,7 +229,7 @@ class _Lite:
 
 
 def _open_keras(path: Path, name: str, how: How) -> TracedModel:
-    config, version = _keras_config(path, name)
+    config, version = keras_config(path, name)
     load_it = "Load it where its classes are defined, model = keras.models.load_model(...), and name the variable."
     if not how.trust and (code := sorted(set(_code_in(config)))):
         trust = "If you trust who wrote it, add --trust: its code then runs in a job, not in your kernel."
@@ -268,8 +267,12 @@ def _keras_package(version: str) -> Any:
     return keras_3
 
 
-def _keras_config(path: Path, name: str) -> tuple[Any, str]:
-    """Read a Keras file's configuration as data, and the version that wrote it, without building anything."""
+def keras_config(path: Path, name: str) -> tuple[Any, str]:
+    """Read a Keras file's configuration as data, and the version that wrote it, without building anything.
+
+    Raises:
+        NotAModel: It is broken, or holds weights only.
+    """
     try:
         if path.suffix == ".keras":
             with zipfile.ZipFile(path) as archive:
@@ -325,7 +328,7 @@ def _open_graph(path: Path, name: str, how: How) -> TracedModel:
         ) from error
     if not how.trust:
         _refuse_file_ops(graph_def, name)
-    variables = sorted({node.op for node in graph_def.node if node.op in ("VariableV2", "VarHandleOp", "Variable")})
+    variables = sorted({node.op for node in graph_def.node if node.op in graphs.VARIABLE_OPS})
     if variables:
         raise InputError(
             f"{name} is not frozen",
@@ -411,13 +414,6 @@ def _pick_signature(found: list[str], name: str, how: How) -> str:
         if found
         else "Load it in the kernel, and name one function of it.",
     )
-
-
-def _spec(name: str, info: Any) -> TensorSpec:
-    import tensorflow as tf
-
-    shape = graphs.shape_of(tf.TensorShape(info.tensor_shape))
-    return TensorSpec(name, shape, tf.as_dtype(info.dtype).name, tensor=info.name)
 
 
 _OPENERS: dict[str, Any] = {"saved_model": _SavedModel, "keras": _open_keras, "graph": _open_graph, "lite": _Lite}

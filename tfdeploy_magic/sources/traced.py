@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -63,6 +64,12 @@ class TracedModel:
         """The traced graph, its weights left out."""
         return self.function.graph.as_graph_def()
 
+    @property
+    def doors(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The graph's input and output tensors; beside them it holds captured weights, and whatever tracing left."""
+        inputs = self.function.inputs[: len(self.signature.inputs)]
+        return tuple(tensor.name for tensor in inputs), tuple(tensor.name for tensor in self.function.outputs)
+
     def save(self, folder: Path, *, single_sample: bool = False) -> SavedModelDir:
         """Write a SavedModel that a job converts and that TensorFlow can load.
 
@@ -96,6 +103,7 @@ class TracedModel:
         """Return a digest of the graph and of the weights as they are now: training or another call() changes it."""
         running = weights.digest(self.function.graph.variables)
         running.update(graphs.canonical(self.graph_def))
+        running.update(graphs.tables(self.function))
         running.update(repr(self.signature).encode())
         return running.hexdigest()
 
@@ -118,7 +126,8 @@ class TracedModel:
                 yield [answer[: batch - short] for answer in answers]
 
         total = -(-samples.count // batch)
-        columns = zip(*report.counting(batches(), total), strict=True)
+        with self._left_as_it_was():
+            columns = list(zip(*report.counting(batches(), total), strict=True))
         return {spec.name: np.concatenate(column) for spec, column in zip(self.signature.outputs, columns, strict=True)}
 
     def latency(self, samples: SampleSet, report: Report) -> Latency:
@@ -135,4 +144,16 @@ class TracedModel:
                 output.numpy()
             return time.perf_counter() - began
 
-        return summarize(timed_runs(once, report), threads=0, batch=batch)
+        with self._left_as_it_was():
+            return summarize(timed_runs(once, report), threads=0, batch=batch)
+
+    @contextlib.contextmanager
+    def _left_as_it_was(self) -> Iterator[None]:
+        """Put back what the model changes of itself when it is called."""
+        changed = self.function.graph.variables if graphs.changes_variables(self.graph_def) else ()
+        before = [variable.numpy() for variable in changed]
+        try:
+            yield
+        finally:
+            for variable, value in zip(changed, before, strict=True):
+                variable.assign(value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from dataclasses import dataclass
 
 from tfdeploy_magic.artifacts.evidence import Evidence, Latency
@@ -79,16 +81,18 @@ def html(file: LiteFile, evidence: Evidence, provenance: Provenance) -> str:
 
 def next_line(file: LiteFile, evidence: Evidence, provenance: Provenance) -> str | None:
     """Return the line a person would most naturally type next; when something is wrong its cure stands already."""
-    name = provenance.source.partition(":")[0]
-    if evidence.verdict == "not ok":
+    name = provenance.source.partition(": ")[0]
+    same = f"%tflite_convert {shlex.quote(name)}{provenance.options.get('kept_flags', '')}"
+    if evidence.verdict == "not ok" or file.foreign_operators:
         return None
     if file.scheme == "float32":
-        return f"%tflite_convert {name} --int8"
+        return f"{same} --int8"
     if provenance.options.get("output") is not None:
         return None
     io = provenance.options.get("io")
     asked = f" --io {io}" if file.scheme == "int8" and io != "int8" else ""
-    return f"%tflite_convert {name} --{file.scheme}{asked} -o {name.replace('.', '_')}.tflite"
+    target = re.sub(r"[^\w-]", "_", name.rpartition("/")[2])
+    return f"{same} --{file.scheme}{asked} -o {target}.tflite"
 
 
 def _rows(file: LiteFile, evidence: Evidence, provenance: Provenance) -> list[_Row]:
