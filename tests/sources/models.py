@@ -14,8 +14,6 @@ import numpy as np
 from tfdeploy_magic.artifacts.signature import Arrays
 from tfdeploy_magic.sources import How
 
-RANDOM = np.random.default_rng(0)
-
 
 def sequential() -> Any:
     import keras
@@ -78,7 +76,8 @@ def make(kind: Any) -> Any:
 
     keras.utils.set_random_seed(0)
     model = kind()
-    model.set_weights([RANDOM.uniform(0.1, 1, weight.shape) for weight in model.get_weights()])
+    random = np.random.default_rng(0)
+    model.set_weights([random.uniform(0.1, 1, weight.shape) for weight in model.get_weights()])
     return model
 
 
@@ -375,7 +374,7 @@ def concrete_function(folder: Path) -> Case:
 def concrete_function_of_a_keras_3_model(folder: Path) -> Case:
     import tensorflow as tf
 
-    model = make(functional)
+    model = weighed(functional())
     function = tf.function(lambda picture: model(picture, training=False))
     concrete = function.get_concrete_function(tf.TensorSpec((None, 8, 8, 1), name="picture"))
     x = normal(8, 8, 1)

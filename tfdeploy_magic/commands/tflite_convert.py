@@ -211,6 +211,7 @@ class _Conversion:
             kept = _write(kept, target, force=self.options.force)
         provenance = replace(
             made.provenance,
+            calibration=self.calibration.name if self.calibration else None,
             test=self.test.name if self.test and evidence.measured else None,
             options={**made.provenance.options, "output": str(target) if target else None},
             cached=known is not None or (found is not None and not measured),

@@ -52,12 +52,17 @@ def fingerprint(model: Any, how: How) -> str | None:
     config = model.get_config()
     if _mentions_foreign_code(config):
         return None
-    # What a lookup layer has adapted to is neither in its configuration nor a variable.
-    words = [layer.get_vocabulary() for layer in _layers(model) if hasattr(layer, "get_vocabulary")]
+    said = {
+        "package": type(model).__module__,
+        "config": config,
+        # What a lookup layer has adapted to is neither in its configuration nor a variable.
+        "vocabularies": [layer.get_vocabulary() for layer in _layers(model) if hasattr(layer, "get_vocabulary")],
+        # And inputs are named after a counter.
+        "inputs": [str(spec) for spec in input_specs(model, "model", how)],
+        "how": how.to_dict(),
+    }
     running = weights.digest(_variables(model))
-    running.update(
-        json.dumps([type(model).__module__, config, words, how.to_dict()], sort_keys=True, default=str).encode()
-    )
+    running.update(json.dumps(said, sort_keys=True, default=str).encode())
     return str(running.hexdigest())
 
 
