@@ -225,6 +225,7 @@ def test_the_store_drops_what_was_unused_for_longest(
 ) -> None:
     size = source.stat().st_size
     monkeypatch.setenv("TFDEPLOY_STORE_LIMIT", str(int(3.5 * size)))
+    monkeypatch.setattr(store, "IN_USE_SECONDS", 0.0)
     for number in range(3):
         store.keep(str(number) * 64, {}, source, "m.tflite")
         folder = empty_store / (str(number) * 32)
@@ -241,6 +242,30 @@ def test_an_entry_larger_than_the_store_is_kept_all_the_same(
     monkeypatch.setenv("TFDEPLOY_STORE_LIMIT", "10")
     assert store.keep("k" * 64, {}, source, "m.tflite").path is not None
     assert store.find("k" * 64) is not None
+
+
+def test_a_file_and_its_evidence_are_kept_together_even_over_the_limit(
+    source: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TFDEPLOY_STORE_LIMIT", "1")
+    store.keep("k" * 64, {}, source, "m.tflite")
+    store.keep("e" * 64, {"n": 3})
+    assert store.find("k" * 64) is not None and store.find("e" * 64) is not None
+
+
+def test_other_bytes_under_one_key_are_kept_beside_the_first(source: Path, empty_store: Path) -> None:
+    first = store.keep("k" * 64, {}, source, "m.tflite").path
+    content = source.read_bytes()
+    source.write_bytes(b"TFL3 with other names")
+    second = store.keep("k" * 64, {}, source, "m.tflite").path
+    assert first is not None and second is not None and first != second
+    assert (first.read_bytes(), second.read_bytes()) == (content, b"TFL3 with other names")
+
+
+@pytest.mark.parametrize(("said", "bytes_"), [("4GB", 4_000_000_000), ("17", 17), ("much", store.LIMIT)])
+def test_the_limit_is_read_as_people_write_sizes(monkeypatch: pytest.MonkeyPatch, said: str, bytes_: int) -> None:
+    monkeypatch.setenv("TFDEPLOY_STORE_LIMIT", said)
+    assert store.limit() == bytes_
 
 
 def test_what_a_killed_kernel_was_writing_is_swept_up_later(source: Path, empty_store: Path) -> None:

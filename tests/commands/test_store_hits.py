@@ -13,6 +13,7 @@ from tests.conftest import Digits
 from tfdeploy_magic.artifacts import store
 from tfdeploy_magic.commands.lite_model import LiteModel
 from tfdeploy_magic.commands.tflite_convert import tflite_convert
+from tfdeploy_magic.errors import DataError
 from tfdeploy_magic.jobs import Worker
 
 
@@ -162,3 +163,47 @@ def test_a_named_output_is_written_from_the_store_too(
     assert calls == []
     assert lite.path == tmp_path / "m.tflite" and lite.path.stat().st_size == lite.size
     assert lite.provenance.options["output"] == str(tmp_path / "m.tflite")
+
+
+def test_an_entry_of_another_form_is_made_again(
+    trained_cnn: Any, digits: Digits, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(trained_cnn, digits)
+    for record in empty_store.glob("*/record.json"):
+        record.write_text(record.read_text().replace('"findings"', '"remarks"'))
+    again = convert(trained_cnn, digits)
+    assert not again.provenance.file_cached and again.evidence.ok
+
+
+def test_a_file_that_the_store_dropped_says_so(trained_cnn: Any, digits: Digits, empty_store: Path) -> None:
+    lite = convert(trained_cnn, digits)
+    lite.path.unlink()
+    for ask in (lite.predict, lite.validate, lambda _: lite.save(empty_store / "x.tflite")):
+        with pytest.raises(DataError, match=r"The store dropped it for want of room: convert again, with -o PATH"):
+            ask(digits.x_test)
+
+
+def test_converting_again_without_the_store_gives_a_file_that_answers(
+    trained_cnn: Any, digits: Digits, empty_store: Path
+) -> None:
+    convert(trained_cnn, digits)
+    assert convert(trained_cnn, digits, no_cache=True).predict(digits.x_test[:2]).shape == (2, 10)
+
+
+def test_a_model_that_remembers_is_never_called_ok(empty_store: Path) -> None:
+    import tensorflow as tf
+
+    class Counter(tf.Module):
+        def __init__(self) -> None:
+            self.count = tf.Variable(0.0)
+
+        @tf.function(input_signature=[tf.TensorSpec((None, 2), tf.float32, name="x")])
+        def __call__(self, x: Any) -> Any:
+            return x + self.count.assign_add(1.0)
+
+    counter, x = Counter(), np.ones((64, 2), "float32")
+    lite = tflite_convert(counter, test=x)
+    for evidence in (lite.evidence, lite.validate(x)):
+        assert (evidence.verdict, evidence.n) == ("not measured", 0)
+        assert "stateful" in [finding.code for finding in evidence.findings]
+    assert float(counter.count) == 0.0

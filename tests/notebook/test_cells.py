@@ -193,3 +193,52 @@ tflite_model = converter.convert()
     assert "✓ ok" in shown.displays[0]["text/plain"]
     check = "float(np.abs(answers(tflite_model) - model.predict(x_test[:50], verbose=0)).max()) < 1e-5"
     assert value_of(guide, check) == "True"
+
+
+def test_the_cells_dataset_calibrates_when_the_line_says_the_scheme(guide: Kernel) -> None:
+    cell = f"{DATASET}\nconverter.representative_dataset = representative_dataset"
+    shown = guide.run(f"%%tflite_convert model --int8\n{cell}")
+    assert "calibrated   on representative_dataset (the first 100 samples)" in shown.displays[0]["text/plain"]
+
+
+def test_a_converter_that_a_helper_makes_is_recorded_too(guide: Kernel) -> None:
+    guide.run("def make(m):\n    return tf.lite.TFLiteConverter.from_keras_model(m).convert()")
+    shown = guide.run("%%tflite_convert model\nmade = make(model)")
+    assert len(shown.displays) == 1, "converted once, and in a job"
+    assert value_of(guide, "made == _.path.read_bytes()") == "True"
+
+
+def test_the_line_may_name_the_cells_model_by_an_attribute_path(guide: Kernel, tmp_path: Path) -> None:
+    guide.run("from types import SimpleNamespace\ntrainer = SimpleNamespace(model=model)")
+    cell = "tflite_model = tf.lite.TFLiteConverter.from_keras_model(trainer.model).convert()"
+    text = guide.run(f"%%tflite_convert trainer.model\n{cell}").displays[0]["text/plain"]
+    assert "trainer.model: Sequential" in text
+    guide.run(f"folder = {str(tmp_path / 'm')!r}; model.export(folder, verbose=False)")
+    cell = "tflite_model = tf.lite.TFLiteConverter.from_saved_model(folder).convert()"
+    assert guide.run(f"%%tflite_convert folder\n{cell}").status == "ok"
+
+
+def test_several_signature_keys_are_refused(guide: Kernel) -> None:
+    cell = "converter = tf.lite.TFLiteConverter.from_saved_model('/nowhere', signature_keys=['a', 'b'])"
+    text = two_lines(guide.run(f"%%tflite_convert\n{cell}\nconverter.convert()"), "InputError")
+    assert "a, b" in text
+
+
+def test_the_cells_last_expression_is_shown(guide: Kernel) -> None:
+    shown = guide.run("%%tflite_convert model\ntflite_model = converter.convert()\nlen(tflite_model) > 1000")
+    assert shown.results[0]["text/plain"] == "True"
+
+
+def test_a_converter_that_is_left_keeps_nothing_else_alive(guide: Kernel) -> None:
+    guide.run("class Big:\n    pass\nimport weakref\nbig = Big(); watched = weakref.ref(big)")
+    guide.run("%%tflite_convert model\nconverter = tf.lite.TFLiteConverter.from_keras_model(model)")
+    assert value_of(guide, "del big\nwatched() is None, converter is not None") == "(True, True)"
+
+
+def test_a_preprocess_that_fails_is_shown_with_its_own_traceback(guide: Kernel) -> None:
+    guide.run("kept = x_train, x_test; del x_train, x_test; images_train = _digits.images[:1297]")
+    guide.run("representative_dataset = None")
+    shown = guide.run("%%tflite_convert model --int8\ndef preprocess(images):\n    return images / nothing")
+    guide.run("x_train, x_test = kept; del kept, images_train, preprocess")
+    assert shown.error_name == "UserCodeError"
+    assert "return images / nothing" in shown.error_text

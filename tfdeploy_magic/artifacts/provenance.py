@@ -26,7 +26,8 @@ class Provenance:
         cpu_seconds: Of kernel and job together.
         log: What the converter printed, whole unless very long.
         made: When, "2026-11-23 15:04".
-        cached: Whether it was made then, and only found again now.
+        file_cached: Whether the file was made then, and only found again now.
+        evidence_cached: Whether it was measured then, too.
     """
 
     source: str
@@ -43,7 +44,13 @@ class Provenance:
     cpu_seconds: float
     log: str
     made: str
-    cached: bool = False
+    file_cached: bool = False
+    evidence_cached: bool = False
+
+    @property
+    def cached(self) -> bool:
+        """Whether nothing was done anew."""
+        return self.file_cached and self.evidence_cached
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Provenance:

@@ -22,11 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from tfdeploy_magic.errors import OutputError
 
 LIMIT = 4_000_000_000
-"""Bytes that the store may hold; ``TFDEPLOY_STORE_LIMIT`` sets another number."""
+"""Bytes that the store may hold; ``TFDEPLOY_STORE_LIMIT`` sets another number, as in 500MB."""
+
+FORMAT = 1
+"""Part of every key: entries of another format are not found."""
+
+IN_USE_SECONDS = 60.0
+"""An entry used within this time is not dropped: a command keeps a file, and then the evidence on it."""
 
 _RECORD = "record.json"
 
@@ -51,7 +58,15 @@ def store_folder() -> Path:
 
 def key_of(**parts: object) -> str:
     """Return the key of what these parts make: a digest of them as JSON."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps({"format": FORMAT, **parts}, sort_keys=True).encode()).hexdigest()
+
+
+def limit() -> int:
+    """Return how many bytes the store may hold; what cannot be read as a size counts as not set."""
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(os.environ.get("TFDEPLOY_STORE_LIMIT", LIMIT)))
+    except ValidationError:
+        return LIMIT
 
 
 def find(key: str) -> Entry | None:
@@ -78,18 +93,22 @@ def keep(key: str, data: Mapping[str, Any], source: Path | None = None, file_nam
         file_name: What to call it there.
 
     Returns:
-        The entry; the one that was there before when another kernel was first.
+        Where it is now: under that key, or beside it when that has a file with other bytes already. The same model
+        can give files that differ in the names of layers.
 
     Raises:
         OutputError: The store cannot be written.
     """
+    digest = _digest(source) if source is not None else ""
+    there = find(key)
+    if there is not None and there.path is not None and _digest(there.path) != digest:
+        key = key_of(key=key, sha256=digest)
     target = store_folder() / key[:32]
     partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
         partial.mkdir(parents=True)
         if source is not None:
             _copy(source, partial / file_name)
-        digest = _digest(source) if source is not None else ""
         note = json.dumps({"file": file_name, "sha256": digest, "data": dict(data)})
         (partial / _RECORD).write_text(note)
         if find(key) is None:  # nothing there, or something broken
@@ -130,11 +149,11 @@ def _drop_oldest(spare: Path) -> None:
     for folder in _folders():  # what a killed kernel was writing; a living one is done within the hour
         if folder.name.startswith(".") and _used(folder) < time.time() - 3600:
             shutil.rmtree(folder, ignore_errors=True)
-    limit = int(os.environ.get("TFDEPLOY_STORE_LIMIT", LIMIT))
+    most = limit()
     sizes = {folder: _size(folder) for folder in _entries()}
     total = sum(sizes.values())
     for folder in sorted(sizes, key=_used):
-        if total <= limit:
+        if total <= most or _used(folder) > time.time() - IN_USE_SECONDS:
             return
         if folder != spare:
             total -= sizes[folder]

@@ -24,10 +24,11 @@ class FromKernel:
     """The option names something in the kernel: its value is looked up before ``run``.
 
     Args:
-        kind: "model"; "data", which may be "x" or "x,labels"; or "function", where any other word stays a word.
+        kind: "model"; "data", which may be "x" or "x,labels"; "function"; or "metric", a function where any other word
+            stays a word.
     """
 
-    kind: Literal["model", "data", "function"]
+    kind: Literal["model", "data", "function", "metric"]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from tfdeploy_magic.artifacts.models import LiteFile
 from tfdeploy_magic.artifacts.provenance import Provenance
 from tfdeploy_magic.artifacts.samples import SampleSet
 from tfdeploy_magic.artifacts.signature import Arrays, Signature, TensorSpec
+from tfdeploy_magic.errors import DataError
 from tfdeploy_magic.evaluate import judge, measure
 from tfdeploy_magic.jobs import Report, Worker, silent
 from tfdeploy_magic.sources import Source, open_source
@@ -91,6 +92,7 @@ class LiteModel:
             DataError: ``x`` does not fit.
             JobError: The interpreter crashed or hung; the kernel is unharmed.
         """
+        self._check_that_it_is_there()
         with tempfile.TemporaryDirectory(prefix="tfdeploy-") as scratch:
             samples = self._gather(NamedData("x", x), Path(scratch) / "in")
             answers = measure.ask(self._worker, self.file, samples.files, Path(scratch) / "out")
@@ -109,6 +111,7 @@ class LiteModel:
             Parity with the source model while that is alive and unchanged; otherwise the file's own score, and a
             finding that says why there is no more.
         """
+        self._check_that_it_is_there()
         name = self.provenance.source.partition(":")[0]
         report = Report(silent)
         with tempfile.TemporaryDirectory(prefix="tfdeploy-") as scratch, contextlib.ExitStack() as opened:
@@ -121,6 +124,9 @@ class LiteModel:
                 opened.callback(source.close)
             if source is not None and source.sha256 == self.provenance.source_sha256:
                 model = source.model
+                cannot = measure.cannot_be_measured(self.file, model.findings, samples=True)
+                if cannot is not None:
+                    return cannot
                 base = judge.baseline(model.predict(samples, report), task, model.precision)
                 base = replace(base, latency=model.latency(samples, report))
                 return measure.measure(self._worker, self.file, samples, base, task, folder / "out", model.findings)
@@ -154,6 +160,7 @@ class LiteModel:
         Raises:
             OutputError: It cannot be written there.
         """
+        self._check_that_it_is_there()
         target = Path(path).expanduser().absolute()
         store.check_writable(target, force=force)
         store.write_whole(self.path, target, force=force)
@@ -165,6 +172,19 @@ class LiteModel:
         from tfdeploy_magic.views import figures
 
         return figures.size_and_score(self.file, self.evidence, self.provenance)
+
+    def _check_that_it_is_there(self) -> None:
+        if self.path.exists():
+            return
+        in_store = store.store_folder() in self.path.parents
+        raise DataError(
+            f"{self.path.name} is gone",
+            found=f"no file {self.path}",
+            wanted="the file that was made",
+            cure="The store dropped it for want of room: convert again, with -o PATH to keep it."
+            if in_store
+            else "It was moved or deleted: convert again.",
+        )
 
     def _gather(self, data: NamedData, folder: Path) -> SampleSet:
         # People hand over real numbers; the session quantizes them by the file's own scale.

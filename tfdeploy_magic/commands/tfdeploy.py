@@ -198,7 +198,7 @@ def _store() -> Iterator[Row]:
         purpose="" if writable else "converting without -o PATH",
         cure="" if writable else "Set XDG_CACHE_HOME to a folder of yours.",
     )
-    yield Row("store", "used", f"{words.size(store.size())} of at most {words.size(store.LIMIT)}")
+    yield Row("store", "used", f"{words.size(store.size())} of at most {words.size(store.limit())}")
     disk = shutil.disk_usage(there)
     yield _free("store", "disk", disk.free, disk.total, "Delete the store's folder, or free some space.")
 

@@ -36,7 +36,7 @@ from tfdeploy_magic.sources import Source, samples
 from tfdeploy_magic.sources.native import give_back_memory, native_stderr_to
 from tfdeploy_magic.sources.samples import NamedData
 
-PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "numpy", "tfdeploy-magic")
+PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "tf-keras", "ai-edge-litert", "numpy", "tfdeploy-magic")
 LOG_LIMIT = 20_000
 """Characters of the converter's output that are kept."""
 
@@ -65,7 +65,7 @@ class TfliteConvert(Options):
         None, description="test data, with labels as in x_test,y_test or in a dataset's elements"
     )
     samples: int = Field(100, gt=0, description="how many samples calibrate the file, at the most")
-    metric: Annotated[str | Callable[..., Any] | Named | None, FromKernel("function")] = Field(
+    metric: Annotated[str | Callable[..., Any] | Named | None, FromKernel("metric")] = Field(
         None,
         description=f"what is measured beside parity: {', '.join(metrics.METRICS)}, or a function "
         "metric(labels, output); accuracy for classifiers when left out",
@@ -155,14 +155,18 @@ class _Made:
         }
 
     @classmethod
-    def from_entry(cls, entry: store.Entry) -> _Made:
+    def from_entry(cls, entry: store.Entry) -> _Made | None:
+        """Read an entry; None when another version of this package wrote it in another form."""
         assert entry.path is not None
-        description = dict(entry.record["description"])
-        return cls(
-            LiteFile.from_description(entry.path, description.pop("scheme"), description),
-            replace(Provenance.from_dict(entry.record["provenance"]), cached=True),
-            tuple(Finding(**row) for row in entry.record["findings"]),
-        )
+        try:
+            description = dict(entry.record["description"])
+            return cls(
+                LiteFile.from_description(entry.path, description.pop("scheme"), description),
+                Provenance.from_dict(entry.record["provenance"]),
+                tuple(Finding(**row) for row in entry.record["findings"]),
+            )
+        except (KeyError, TypeError, ValueError):
+            return None
 
 
 class _Conversion:
@@ -194,31 +198,47 @@ class _Conversion:
         file_name = f"{stem}-{self.scheme.name}.tflite"
         key = store.key_of(**self._what_makes_the_file(), file_name=file_name)
         measured = self._what_is_measured(key)
-        found = None if self.options.no_cache else store.find(key)
-        known = store.find(measured) if found and measured else None
-        made = self._make() if found is None else _Made.from_entry(found)
-        evidence = self._measure(made) if known is None else Evidence.from_dict(known.record)
+        found = self._found(key)
+        evidence = self._known(measured) if found and measured else None
+        made = found or self._make()
+        provenance = replace(
+            made.provenance,
+            source=f"{self.source.name}: {made.provenance.source.partition(': ')[2]}",
+            calibration=self.calibration.name if self.calibration else None,
+            file_cached=found is not None,
+            evidence_cached=evidence is not None,
+        )
+        if evidence is None:
+            evidence = self._measure(made)
+            provenance = self._with_costs(provenance)
         self.report.stage("writing")
+        kept = made.file
         if found is None:
-            self._finish(made)
-            entry = self._keep(key, made, file_name, optional=target is not None)
+            entry = self._keep(key, replace(made, provenance=provenance), file_name, optional=target is not None)
             kept = made.file if entry is None else replace(made.file, path=entry)
-        else:
-            kept = made.file
-        if known is None and measured and not self.options.no_cache:
+        if not provenance.evidence_cached and measured and not self.options.no_cache:
             self._note(measured, evidence)
         if target is not None:
             kept = _write(kept, target, force=self.options.force)
         provenance = replace(
-            made.provenance,
-            calibration=self.calibration.name if self.calibration else None,
+            provenance,
             test=self.test.name if self.test and evidence.measured else None,
-            options={**made.provenance.options, "output": str(target) if target else None},
-            cached=known is not None or (found is not None and not measured),
+            options={**provenance.options, "output": str(target) if target else None},
         )
         self._close()
         self.report.finish()
         return LiteModel(kept, evidence, provenance, source_reference(self.source))
+
+    def _found(self, key: str) -> _Made | None:
+        entry = None if self.options.no_cache else store.find(key)
+        return _Made.from_entry(entry) if entry else None
+
+    def _known(self, key: str) -> Evidence | None:
+        entry = store.find(key)
+        try:
+            return Evidence.from_dict(entry.record) if entry else None
+        except (KeyError, TypeError):  # another version of this package wrote it
+            return None
 
     def _close(self) -> None:
         """Let go of the traced graph."""
@@ -295,7 +315,7 @@ class _Conversion:
 
     def _make(self) -> _Made:
         model = self.ready.source.model
-        if self.test is not None:
+        if self.test is not None and not any(f.code in ("stateful", "random") for f in self.ready.findings):
             _ = self.baseline  # a metric that does not fit shows before anything is converted
         self.report.stage("freezing")
         with native_stderr_to(self.folder / "freezing.log"):
@@ -321,12 +341,9 @@ class _Conversion:
     def _measure(self, made: _Made) -> Evidence:
         bits = 16 if self.scheme.name == "int16x8" else 8
         findings = (*made.findings, *calibration.check(self.calibration, self.test, bits=bits))
-        if foreign := made.file.foreign_operators:
-            return judge.not_measurable(findings, foreign)
-        if any(finding.code == "stateful" for finding in findings):
-            return Evidence(findings=judge.worst_first(findings))
-        if self.test is None:
-            return judge.not_measured(findings)
+        cannot = measure.cannot_be_measured(made.file, findings, samples=self.test is not None)
+        if cannot is not None or self.test is None:
+            return cannot or judge.not_measured(findings)
         base = self.baseline
         # Timed last: by now the fork server has done importing, and nothing else is at work.
         self.report.stage("timing the source model")
@@ -334,12 +351,14 @@ class _Conversion:
         answers = self.folder / "answers"
         return measure.measure(self.worker, made.file, self.test, base, self.task, answers, findings)
 
-    def _finish(self, made: _Made) -> None:
-        """Note what the making cost, now that it is over."""
-        log = (self.folder / "freezing.log").read_text(errors="replace")
-        log += self.source.worker.output() + self.worker.output()
-        made.provenance = replace(
-            made.provenance,
+    def _with_costs(self, provenance: Provenance) -> Provenance:
+        """Note what this run cost, now that it is over."""
+        log = provenance.log
+        if not provenance.file_cached:
+            log = (self.folder / "freezing.log").read_text(errors="replace")
+            log += self.source.worker.output() + self.worker.output()
+        return replace(
+            provenance,
             seconds=dict(self.report.seconds),
             cpu_seconds=time.process_time() - self.began + self.worker.cpu_seconds + self.source.worker.cpu_seconds,
             log=log if len(log) <= LOG_LIMIT else f"{log[:LOG_LIMIT]}\n… {len(log) - LOG_LIMIT} more characters",
@@ -396,6 +415,8 @@ def _flags_to_keep(options: TfliteConvert) -> str:
     named = {"signature": options.signature, "input-spec": options.input_spec}
     named |= {"inputs": ",".join(options.inputs), "outputs": ",".join(options.outputs)}
     words = [f" --{name} {shlex.quote(value)}" for name, value in named.items() if value]
+    for name, function in (("preprocess", options.preprocess), ("postprocess", options.postprocess)):
+        words += [f" --{name} {function.name}"] if isinstance(function, Named) else []
     words += [f" --{name}" for name, on in (("select-ops", options.select_ops), ("trust", options.trust)) if on]
     return "".join(words)
 

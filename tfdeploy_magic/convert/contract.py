@@ -37,7 +37,7 @@ def check(file: LiteFile, asked: Signature, *, io: str, select_ops: bool = False
     """
     check_variables(file)
     check_operators(file, select_ops=select_ops, custom_ops=custom_ops)
-    _check_share(file)
+    check_share(file)
     got = file.signatures.get(asked.name)
     if got is None:
         raise _broken(f"signatures {', '.join(file.signatures) or 'none'}", f"a signature '{asked.name}'")
@@ -82,7 +82,12 @@ def check_operators(file: LiteFile, *, select_ops: bool, custom_ops: bool) -> No
         )
 
 
-def _check_share(file: LiteFile) -> None:
+def check_share(file: LiteFile) -> None:
+    """Refuse a file that is mostly not what its scheme says.
+
+    Raises:
+        ContractBroken: Too little of it is quantized.
+    """
     if (activations := _ACTIVATIONS.get(file.scheme)) is not None:
         if activations not in file.tensor_types:
             raise _broken(f"tensors of {', '.join(file.tensor_types)} only", f"{activations} activations")

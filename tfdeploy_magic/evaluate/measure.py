@@ -9,12 +9,40 @@ from tfdeploy_magic.artifacts.evidence import Evidence, Finding, Latency
 from tfdeploy_magic.artifacts.models import LiteFile
 from tfdeploy_magic.artifacts.samples import SampleSet, open_arrays
 from tfdeploy_magic.artifacts.signature import Arrays
+from tfdeploy_magic.errors import ConversionError
 from tfdeploy_magic.evaluate import judge, session
 from tfdeploy_magic.jobs import Worker
 
 
+def cannot_be_measured(file: LiteFile, findings: tuple[Finding, ...], *, samples: bool) -> Evidence | None:
+    """Return the evidence of a file that nothing can be measured on, and why; None where it can.
+
+    Args:
+        file: The .tflite file.
+        findings: What was noticed about it and its source.
+        samples: Whether there are any to test with.
+    """
+    if file.foreign_operators:
+        return judge.not_measurable(findings, file.foreign_operators)
+    if any(finding.code in ("stateful", "random") for finding in findings):
+        return Evidence(findings=judge.worst_first(findings))
+    return None if samples else judge.not_measured(findings)
+
+
 def ask(worker: Worker, file: LiteFile, inputs: Mapping[str, Path], folder: Path) -> Arrays:
-    """Return the file's answers to samples, real numbers, memory-mapped from ``folder``."""
+    """Return the file's answers to samples, real numbers, memory-mapped from ``folder``.
+
+    Raises:
+        ConversionError: No interpreter here can run the file.
+        JobError: The interpreter crashed or hung.
+    """
+    if file.foreign_operators:
+        raise ConversionError(
+            f"{file.path.name} cannot be asked here",
+            found=f"operators that no interpreter here has: {', '.join(file.foreign_operators)}",
+            wanted="LiteRT's own operators",
+            cure="Run it on the device, or replace them in the model.",
+        )
     arguments = {**_of(file, inputs), "folder": str(folder)}
     outputs = worker.call(f"{session.__name__}:predict_task", arguments)
     return open_arrays({name: Path(path) for name, path in outputs.items()})

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import inspect
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,9 @@ from IPython.core.interactiveshell import InteractiveShell
 from tfdeploy_magic.commands.declaration import Named
 from tfdeploy_magic.commands.lite_model import LiteModel
 from tfdeploy_magic.errors import InputError
-from tfdeploy_magic.notebook import recorder
+from tfdeploy_magic.notebook import namespace, recorder
 from tfdeploy_magic.notebook.recorder import Recorded, Recorder
+from tfdeploy_magic.quantize.schemes import SCHEMES
 from tfdeploy_magic.sources.samples import NamedData
 
 FUNCTIONS = ("preprocess", "postprocess", "metric")
@@ -36,13 +40,13 @@ class ConverterCell:
         self._shell = shell
         self._values = values
         self._convert = convert
-        self._before: dict[str, Any] = {}
+        watched = (*FUNCTIONS, "representative_dataset", "converter")
+        self._before = {name: shell.user_ns[name] for name in watched if name in shell.user_ns}
         self._result: LiteModel | None = None
 
     def run(self, cell: str) -> LiteModel:
         """Run the cell, its converter recorded, and convert where the cell does or else at its end."""
         user_ns = self._shell.user_ns
-        self._before = dict(user_ns)
         with self._recording(cell) as given:
             self._execute(cell)
             if self._result is None:
@@ -55,7 +59,7 @@ class ConverterCell:
     @contextlib.contextmanager
     def _recording(self, cell: str) -> Iterator[Recorder | None]:
         """Have TensorFlow's converter recorded; a cell that has none does not import TensorFlow."""
-        if "converter" not in cell and "TFLite" not in cell:
+        if "tensorflow" not in sys.modules and "converter" not in cell and "TFLite" not in cell:
             yield None
             return
         user_ns = self._shell.user_ns
@@ -75,25 +79,32 @@ class ConverterCell:
         name = shell.compile.cache(transformed, shell.execution_count, raw_code=cell)
         tree = shell.transform_ast(shell.compile.ast_parse(transformed, filename=name))  # type: ignore[no-untyped-call]
         _define_before_converting(tree)
+        shown = [tree.body.pop()] if tree.body and isinstance(tree.body[-1], ast.Expr) else []
         exec(shell.compile(tree, name, "exec"), shell.user_ns)
+        for expression in shown:  # as in any cell
+            last = ast.Interactive([expression])
+            exec(shell.compile(last, name, "single"), shell.user_ns)  # type: ignore[arg-type]  # it takes trees too
 
     def _on_convert(self, asked: Recorder | None) -> bytes:
         values = dict(self._values)
-        for name in (*FUNCTIONS, "representative_dataset"):
-            value = self._shell.user_ns.get(name)
-            if callable(value) and value is not self._before.get(name):
-                if name == "representative_dataset":
-                    self._offer_dataset(values, value)
-                else:
-                    values.setdefault(name, Named(name, value))
+        for name in FUNCTIONS:
+            if (function := self._own(name)) is not None:
+                values.setdefault(name, Named(name, function))
+        dataset = self._own("representative_dataset")
         if asked is not None:
-            self._merge(values, recorder.settings(asked))
+            recorded = recorder.settings(asked)
+            dataset = recorded.representative_dataset or dataset
+            self._merge(values, recorded)
+        if dataset is not None and SCHEMES[values.get("scheme", "float32")].calibrated:
+            name = getattr(dataset, "__name__", "representative_dataset")
+            values = {"calib": NamedData(name, dataset), **values}
         self._result = self._convert(values)
         return self._result.path.read_bytes()
 
-    def _offer_dataset(self, values: dict[str, Any], function: Any) -> None:
-        if values.get("scheme") in ("int8", "int16x8"):
-            values.setdefault("calib", NamedData("representative_dataset", function))
+    def _own(self, name: str) -> Any:
+        """Return the function of that name that this cell has defined."""
+        value = self._shell.user_ns.get(name)
+        return value if inspect.isfunction(value) and value is not self._before.get(name) else None
 
     def _merge(self, values: dict[str, Any], recorded: Recorded) -> None:
         """Add what the converter was told to what the line says.
@@ -105,13 +116,16 @@ class ConverterCell:
             self._merge_model(values, recorded)
         if recorded.scheme == "float32" and recorded.plain is None and not recorded.select_ops:
             return  # nothing was set: the line alone decides
-        asked = values.setdefault("scheme", recorded.scheme)
-        if asked != recorded.scheme:
+        said_twice = [name for name in ("io", "select_ops") if name in values and recorded.plain is not None]
+        if values.setdefault("scheme", recorded.scheme) != recorded.scheme:
+            said_twice.append(values["scheme"])
+        if said_twice:
+            flag = f"--{said_twice[0].replace('_', '-')}"
             raise InputError(
                 "the line and the cell ask for different files",
-                found=f"--{asked} on the line, and settings in the cell that make {recorded.scheme}",
+                found=f"{flag} on the line, and settings in the cell that make {recorded.scheme}",
                 wanted="one of them",
-                cure=f"Leave --{asked} out.",
+                cure=f"Leave {flag} out.",
             )
         if recorded.io is not None and recorded.scheme == "int8":
             values.setdefault("io", recorded.io)
@@ -119,27 +133,38 @@ class ConverterCell:
             values["select_ops"] = True
         if recorded.plain is not None:
             values["settings"] = recorded.plain
-        if (dataset := recorded.representative_dataset) is not None:
-            values["calib"] = NamedData(getattr(dataset, "__name__", "representative_dataset"), dataset)
 
     def _merge_model(self, values: dict[str, Any], recorded: Recorded) -> None:
-        source = recorded.source
-        if isinstance(source, str | Path):
-            name = str(source)
+        source, asked = recorded.source, values.get("model")
+        if isinstance(source, str | os.PathLike):
+            name = os.fspath(source)
         else:
             own = [key for key, value in self._shell.user_ns.items() if value is source and not key.startswith("_")]
-            name = values["model"] if values.get("model") in own else own[-1] if own else "model"
-        asked = values.get("model", name)
-        if isinstance(asked, str) and asked != name:
-            raise InputError(
-                "the line and the cell name different models",
-                found=f"{asked} on the line, {name} in the cell",
-                wanted="one of them",
-                cure=f"Write %%tflite_convert {name}.",
-            )
+            name = own[-1] if own else "model"
+        if isinstance(asked, str):
+            if not _same(namespace.lookup_model(asked, self._shell.user_ns), source):
+                raise InputError(
+                    "the line and the cell name different models",
+                    found=f"{asked} on the line, {name} in the cell",
+                    wanted="one of them",
+                    cure=f"Write %%tflite_convert {name}.",
+                )
+            name = asked
         values["model"] = Named(name, source)
-        if recorded.signature_keys and len(recorded.signature_keys) == 1:
+        if recorded.signature_keys:
+            if len(recorded.signature_keys) > 1:
+                raise InputError(
+                    "signature_keys cannot be converted to one file",
+                    found=", ".join(recorded.signature_keys),
+                    wanted="one signature a file",
+                    cure="Convert each to a file of its own.",
+                )
             values.setdefault("signature", recorded.signature_keys[0])
+
+
+def _same(named: Any, source: Any) -> bool:
+    paths = isinstance(named, str | os.PathLike) and isinstance(source, str | os.PathLike)
+    return named is source or (paths and Path(named).expanduser().resolve() == Path(source).expanduser().resolve())
 
 
 def _define_before_converting(tree: ast.Module) -> None:

@@ -70,9 +70,9 @@ def _values(parser: CommandParser, action: argparse.Action, user_ns: namespace.N
     if kernel.kind == "model":
         files = [name for name, value in namespace.variables(user_ns) if isinstance(value, os.PathLike)]
         return [(name, "model") for name in (*namespace.models(user_ns), *files)]
-    if kernel.kind == "function":
+    if kernel.kind in ("function", "metric"):
         own = [(name, "function") for name, value in namespace.variables(user_ns) if _is_function(value)]
-        return [*((name, "metric") for name in METRICS), *own]
+        return own if kernel.kind == "function" else [*((name, "metric") for name in METRICS), *own]
     return [(name, "data") for name, value in namespace.variables(user_ns) if _is_data(value)]
 
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from tfdeploy_magic import sources
 from tfdeploy_magic.artifacts.signature import TensorSpec
-from tfdeploy_magic.errors import DataError
+from tfdeploy_magic.errors import DataError, UserCodeError
+from tfdeploy_magic.jobs import deadline
 from tfdeploy_magic.notebook.namespace import Namespace, variables
 from tfdeploy_magic.sources.samples import (
     SEED,
@@ -28,6 +29,9 @@ from tfdeploy_magic.sources.samples import (
 
 TEST_ROWS = 2_000
 """Rows of found test data that are used, at the most; data that is named is used whole."""
+
+TRY_SECONDS = 5.0
+"""How long the person's ``preprocess`` may take for one row when data is looked for."""
 
 _CALIBRATION_ORDER = ("representative", "calib", "train", "", "val", "test")
 _TEST_ORDER = ("test", "val", "dev", "", "train")
@@ -52,11 +56,13 @@ class Kernel:
         namespace: The kernel's variables.
         specs: The model's inputs.
         preprocess: Turns rows as they are kept into what the model takes.
+        said: What that function raised, filled as data is tried.
     """
 
     namespace: Namespace
     specs: Sequence[TensorSpec]
     preprocess: Any = None
+    said: list[UserCodeError] = field(default_factory=list)
 
     def find_calibration(self) -> NamedData:
         """Return the data that fits best for calibration: a representative dataset, else training data.
@@ -65,6 +71,8 @@ class Kernel:
             DataError: Nothing fits; the error says what would.
         """
         found = sorted(self._candidates(generators=True), key=_rank(_CALIBRATION_ORDER))
+        if not found and self.said:
+            raise self.said[-1]
         if not found:
             raise DataError(
                 "no data in this kernel fits this model",
@@ -131,8 +139,11 @@ class Kernel:
         if len(getattr(value, "shape", ())) < 2:
             return False  # labels, most likely
         try:
-            columns = arrays_of(function(np.asarray(value[:1])), self.specs)
-        except Exception:  # whatever it says of data that it was not made for
+            row = np.asarray(value[:1])
+            made = deadline.call(lambda: function(row), seconds=TRY_SECONDS, what="the function preprocess")
+            columns = arrays_of(made, self.specs)
+        except UserCodeError as error:  # data that it was not made for, or its own mistake
+            self.said.append(error)
             return False
         return columns is not None and all(_array_fits(c, s) for c, s in zip(columns, self.specs, strict=True))
 

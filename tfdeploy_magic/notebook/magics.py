@@ -96,10 +96,9 @@ class TFDeployMagics(Configurable):
             raise from_their_code(error, self.shell) from error.__cause__
 
     def _run(self, parser: CommandParser, command: Command[Any], values: dict[str, Any], variable: str | None) -> Any:
-        options = self._resolved(parser, command, values)
         stage = Stage(self.shell, show_progress=self.progress)
         try:
-            result = command.run(options, stage.listen)
+            result = command.run(self._resolved(parser, command, values), stage.listen)
         except KeyboardInterrupt:
             stage.clear()
             raise JobCancelled(
@@ -133,9 +132,11 @@ class TFDeployMagics(Configurable):
         user_ns = self.shell.user_ns
         if kind == "model":
             return Named(words, namespace.lookup_model(words, user_ns))
-        if kind == "function":
+        if kind == "metric":
             value = user_ns.get(words)
             return Named(words, value) if callable(value) else words
+        if kind == "function":
+            return Named(words, namespace.lookup(words, user_ns, wanted="a function in this kernel"))
         data, _, labels = words.partition(",")
         value = namespace.lookup(data, user_ns, wanted="data in this kernel")
         if not labels:

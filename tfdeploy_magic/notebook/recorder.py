@@ -113,8 +113,7 @@ class Recorded:
         signature_keys: The signatures asked for; None when none were named.
         scheme: What TensorFlow's converter would make.
         io: The dtype of inputs and outputs; None when they differ or no option expresses them (then ``plain`` does).
-        representative_dataset: The generator function that calibrates; None when the scheme is not calibrated, and
-            when an integer scheme was asked for without one.
+        representative_dataset: The generator function that was given, for a scheme that is calibrated or not.
         select_ops: Whether TensorFlow operations may stay in the file.
         plain: Every setting that is not TensorFlow's default, as JSON; None when the fields above say it all.
     """
@@ -226,7 +225,7 @@ def settings(recorder: Recorder) -> Recorded:
         recorder.signature_keys,
         scheme,
         io,
-        dataset if SCHEMES[scheme].calibrated else None,
+        dataset,
         tf.lite.OpsSet.SELECT_TF_OPS in ops,
         None if exact else changed,
     )

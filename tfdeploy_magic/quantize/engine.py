@@ -104,6 +104,7 @@ def make_files(
         contract.check_variables(file)
         if settings is not None:  # what else such a file should hold is known to whoever chose them
             contract.check_operators(file, select_ops=select_ops, custom_ops=bool(settings.get("allow_custom_ops")))
+            contract.check_share(file)
             continue
         asked_io = (io if scheme == "int8" else None) or SCHEMES[scheme].io
         contract.check(file, saved_model.signature, io=asked_io, select_ops=select_ops)

@@ -127,8 +127,9 @@ def _facts(file: LiteFile, evidence: Evidence, provenance: Provenance) -> list[t
         facts.append(("timed", _timed(evidence.latency)))
     if file.quantized_share is not None:
         facts.append(("quantized", _quantized(file)))
-    if provenance.cached:
-        facts.append(("from store", f"made and measured on {provenance.made}; --no-cache does it again"))
+    if provenance.file_cached:
+        done = "made and measured" if provenance.cached else "measured now, made"
+        facts.append(("from store", f"{done} on {provenance.made}; --no-cache does it again"))
     stored = provenance.options.get("output") is None
     where = words.path(file.path) + ("  (in the store; keep a copy with .save(PATH) or -o PATH)" if stored else "")
     return [*facts, ("route", " → ".join(provenance.route)), ("file", where)]
