@@ -134,6 +134,24 @@ def test_a_graph_that_cannot_be_resized_is_asked_one_sample_at_a_time(function: 
     np.testing.assert_array_equal(got, only(by_hand.answers(content, {name: x})))
 
 
+@pytest.mark.parametrize("count", [1, 70])
+def test_a_scalar_answer_to_each_sample_is_its_row(count: int, written: Any) -> None:
+    import tensorflow as tf
+
+    content = from_function(tf.reduce_sum, [None, 4])
+    x = np.random.default_rng(0).normal(size=(count, 4)).astype("float32")
+    got = only(LiteSession(written(content)).predict({"x": x}, REPORT))
+    np.testing.assert_allclose(got, x.sum(axis=1), rtol=1e-5)
+
+
+def test_a_scalar_answer_to_several_samples_is_refused_by_name(written: Any) -> None:
+    import tensorflow as tf
+
+    session = LiteSession(written(from_function(tf.reduce_sum, [3, 4])))
+    with pytest.raises(DataError, match=r"output y cannot be compared[^!]*a row for each sample"):
+        session.predict({"x": np.ones((5, 4), "float32")}, REPORT)
+
+
 def test_a_worker_answers_as_the_loop_by_hand(
     contents: dict[str, bytes], digits: Digits, written: Any, worker: Worker, tmp_path: Path
 ) -> None:

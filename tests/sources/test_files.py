@@ -14,7 +14,7 @@ from tfdeploy_magic.artifacts.samples import SampleSet, save_arrays
 from tfdeploy_magic.artifacts.signature import Arrays
 from tfdeploy_magic.errors import InputError, NameNotFound, NotAModel, TfdeployError
 from tfdeploy_magic.jobs import Report, Worker, silent
-from tfdeploy_magic.sources import How, Source, StoredModel, files, open_source
+from tfdeploy_magic.sources import How, Source, StoredModel, files, graphs, open_source
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +197,160 @@ def test_a_saved_model_that_touches_files_is_refused_without_trust(
         assert canary.exists()  # so it would have been, had the graph run
     else:
         assert trusted.inputs[0].is_text
+
+
+def saves_a_checkpoint(canary: Path) -> Any:
+    import tensorflow as tf
+
+    class Saver(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((None, 4), name="x")])
+        def __call__(self, x: Any) -> Any:
+            saved = tf.raw_ops.SaveV2(prefix=str(canary), tensor_names=["x"], shape_and_slices=[""], tensors=[x])
+            with tf.control_dependencies([saved] if saved is not None else []):
+                return x * 2
+
+    return Saver()
+
+
+def writes_records(canary: Path) -> Any:
+    import tensorflow as tf
+
+    class Writer(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="x")])
+        def __call__(self, x: Any) -> Any:
+            records = tf.data.Dataset.from_tensor_slices(x)._variant_tensor
+            tf.raw_ops.DatasetToTFRecord(input_dataset=records, filename=str(canary), compression_type="")
+            return tf.strings.length(x)
+
+    return Writer()
+
+
+def prints_to_a_file(canary: Path) -> Any:
+    import tensorflow as tf
+
+    class Printer(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((None, 4), name="x")])
+        def __call__(self, x: Any) -> Any:
+            tf.print("here", output_stream=f"file://{canary}")
+            return x * 2
+
+    return Printer()
+
+
+def writes_beside_its_signature(canary: Path) -> Any:
+    """What runs is named by the objects of the file and not by its signature."""
+    import tensorflow as tf
+
+    class Table(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = models.module()
+
+        @tf.function(input_signature=[tf.TensorSpec((None, 4), name="x")])
+        def __call__(self, x: Any) -> Any:
+            return self.inner(x)
+
+        @tf.function(input_signature=[])
+        def _initialize(self) -> Any:
+            tf.io.write_file(str(canary), "here")
+            return 1
+
+    return Table()
+
+
+@pytest.mark.parametrize(
+    ("make", "operation"),
+    [
+        (saves_a_checkpoint, "SaveV2"),
+        (writes_records, "DatasetToTFRecord"),
+        (prints_to_a_file, "PrintV2"),
+        (writes_beside_its_signature, "WriteFile"),
+    ],
+)
+def test_whatever_could_write_is_refused_though_a_saved_model_also_holds_what_saves_it(
+    tmp_path: Path, opened: Any, make: Any, operation: str
+) -> None:
+    import tensorflow as tf
+
+    canary = tmp_path / "canary"
+    module = make(canary)
+    with models.without_warnings():
+        tf.saved_model.save(module, str(tmp_path / "m"), signatures=module.__call__)
+    with pytest.raises(InputError, match=f"net touches the machine it runs on: found [^!]*{operation}[^!]*--trust"):
+        opened(tmp_path / "m").model  # noqa: B018
+    assert not canary.exists()
+    assert opened(tmp_path / "m", trust=True).model.signature.name == "serving_default"
+
+
+def vocabulary(words: Path) -> Any:
+    import tensorflow as tf
+
+    class Words(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            line, number = tf.lookup.TextFileIndex.WHOLE_LINE, tf.lookup.TextFileIndex.LINE_NUMBER
+            places = tf.lookup.TextFileInitializer(str(words), tf.string, line, tf.int64, number)
+            self.codes = tf.lookup.StaticHashTable(places, -1)
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="words")])
+        def __call__(self, words: Any) -> Any:
+            tf.print("asked")
+            return self.codes.lookup(words)
+
+    return Words()
+
+
+def test_a_vocabulary_among_the_files_of_a_saved_model_is_its_own_and_any_other_file_is_not(
+    tmp_path: Path, opened: Any
+) -> None:
+    import tensorflow as tf
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    (tmp_path / "words.txt").write_text("ant\nbee\n")
+    tf.saved_model.save(vocabulary(tmp_path / "words.txt"), str(tmp_path / "m"))
+    answers = ask(opened(tmp_path / "m"), tmp_path, words=np.array([b"bee", b"ant", b"cat"]))
+    np.testing.assert_array_equal(answers["output_0"], [1, 0, -1])
+    path = tmp_path / "m" / "saved_model.pb"
+    proto = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    proto.meta_graphs[0].asset_file_def[0].filename = "../../words.txt"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(InputError, match="found InitializeTableFromTextFileV2"):
+        opened(tmp_path / "m").model  # noqa: B018
+
+
+@pytest.mark.parametrize("where", ["restore", "main_op"])
+def test_what_loading_alone_would_run_is_looked_at_too(tmp_path: Path, opened: Any, where: str) -> None:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    path = models.saved_model_of_a_module(tmp_path).model / "saved_model.pb"
+    proto = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    meta = proto.meta_graphs[0]
+    writer = meta.graph_def.node.add(name="writer", op="WriteFile", input=["saver_filename", "saver_filename"])
+    if where == "restore":
+        meta.saver_def.restore_op_name = writer.name
+    else:
+        meta.collection_def["saved_model_main_op"].node_list.value.append(writer.name)
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(InputError, match="net touches the machine it runs on: found WriteFile"):
+        opened(path.parent).model  # noqa: B018
+
+
+@pytest.mark.parametrize("package", ["keras", "tf_keras"])
+def test_a_saved_model_of_usual_layers_needs_no_trust_and_neither_remembers_nor_draws(
+    tmp_path: Path, opened: Any, package: str
+) -> None:
+    keras = models.package_of(package)
+    layers = keras.layers
+    model = keras.Sequential(
+        [keras.Input((5, 3)), layers.GRU(4, return_sequences=True), layers.Dropout(0.5), layers.LSTM(3)]
+    )
+    models.weighed(model)
+    if package == "keras":
+        model.export(tmp_path / "m", verbose=False)
+    else:
+        model.save(tmp_path / "m")
+    found = {finding.code for finding in opened(tmp_path / "m").model.findings}
+    assert found <= {"other-signatures"}
 
 
 # Keras files
@@ -391,6 +545,22 @@ def test_a_saved_model_without_its_variables_is_an_error_when_it_is_asked(
         ask(opened(case.model), tmp_path, **case.inputs)
 
 
+def test_a_model_that_fails_while_it_is_asked_is_not_said_to_be_cut_off(tmp_path: Path, opened: Any) -> None:
+    import tensorflow as tf
+
+    class Words(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((None, 2), tf.int32, name="words")])
+        def __call__(self, words: Any) -> Any:
+            return tf.gather(tf.reshape(tf.range(20.0), (10, 2)), words)
+
+    model = Words()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([model.__call__.get_concrete_function()], model)
+    (tmp_path / "m.tflite").write_bytes(converter.convert())
+    with pytest.raises(InputError, match=r"net failed while being asked[^!]*a model that answers this data") as caught:
+        ask(opened(tmp_path / "m.tflite"), tmp_path, words=np.array([[1, 99]], "int32"))
+    assert "written to its end" not in str(caught.value)
+
+
 @pytest.mark.parametrize("suffix", [".keras", ".h5", ".pb", ".tflite"])
 def test_what_only_ends_like_a_models_file_is_not_a_model(tmp_path: Path, opened: Any, suffix: str) -> None:
     path = tmp_path / f"m{suffix}"
@@ -425,3 +595,15 @@ def test_the_digest_of_a_file_changes_with_its_bytes_and_with_the_choices_made_a
     content[-1] ^= 1
     variables.write_bytes(content)
     assert opened(moved).sha256 != opened(folder).sha256
+
+
+def test_variables_behind_a_link_are_part_of_the_digest_and_of_the_size(tmp_path: Path, opened: Any) -> None:
+    folder = models.saved_model_of_a_module(tmp_path).model
+    before, listed = opened(folder).sha256, graphs.files_in(folder)
+    (folder / "variables").rename(tmp_path / "elsewhere")
+    (folder / "variables").symlink_to(tmp_path / "elsewhere")
+    assert opened(folder).sha256 == before
+    assert graphs.files_in(folder) == listed
+    variables = next((tmp_path / "elsewhere").glob("*.data*"))
+    variables.write_bytes(bytes(variables.stat().st_size))
+    assert opened(folder).sha256 != before

@@ -34,7 +34,24 @@ def test_an_input_specification_is_read_as_it_sounds(words: str | None, asked: t
 
 @pytest.mark.parametrize(
     "words",
-    ["", "1x", "x3", "1x-2", "-1x3", "1×2", "2*3", "1x2:", "=1x2", "a=b=1x2", "1x2,,3", "1.5x2", "1x2:int 32", "0x"],
+    [
+        "",
+        "1x",
+        "x3",
+        "1x-2",
+        "-1x3",
+        "1×2",
+        "2*3",
+        "1x2:",
+        "=1x2",
+        "a=b=1x2",
+        "1x2,,3",
+        "1.5x2",
+        "1x2:int 32",
+        "0x",
+        "1?x16",
+        "??",
+    ],
 )
 def test_what_is_no_input_specification_is_refused_with_an_example_of_one(words: str) -> None:
     with pytest.raises(InputError, match=r"--input-spec .*cannot be read[^!]*NAME=\?x7:int32"):

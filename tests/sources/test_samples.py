@@ -174,6 +174,38 @@ def test_a_generator_function_for_two_inputs(drain: Any) -> None:
         np.testing.assert_array_equal(opened["ant"], ANT)
 
 
+@pytest.mark.parametrize("batch", [None, 8, 40])
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize(
+    ("raw", "preprocess"),
+    [
+        (X * 255, lambda x: x / 255),
+        (X[..., 0], lambda x: x[..., None]),
+        (X.reshape(40, 16), lambda x: x.reshape(-1, 4, 4, 1)),
+        (X[:, 0, 0, 0], lambda x: x[:, None, None, None] + np.arange(16, dtype="float32").reshape(1, 4, 4, 1)),
+    ],
+    ids=["scaled", "a channel added", "reshaped", "from single numbers"],
+)
+def test_a_dataset_is_preprocessed_in_batches_whether_it_has_any_or_not(
+    raw: Any, preprocess: Any, labelled: bool, batch: int | None, tmp_path: Path
+) -> None:
+    data = dataset(raw, Y) if labelled else dataset(raw)
+    mine = NamedData("mine", data.batch(batch) if batch else data, preprocess=preprocess)
+    samples = gather(mine, PICTURE, tmp_path, role="test", limit=None, seconds=10, report=Report(silent))
+    np.testing.assert_allclose(samples.open()["x"], X, rtol=1e-6)
+    if labelled:
+        np.testing.assert_array_equal(samples.labels, Y)
+
+
+def test_a_preprocess_that_raises_on_a_dataset_is_the_persons_own_error(tmp_path: Path) -> None:
+    def broken(x: Any) -> Any:
+        raise KeyError("size")
+
+    mine = NamedData("mine", dataset(X).batch(8), preprocess=broken)
+    with pytest.raises(UserCodeError, match=r"the function preprocess raised[^!]*KeyError"):
+        gather(mine, PICTURE, tmp_path, role="test", limit=None, seconds=10, report=Report(silent))
+
+
 # How many
 
 
@@ -251,6 +283,17 @@ def test_numbers_that_are_not_finite_are_refused_and_located(
     with pytest.raises(DataError) as caught:
         drain(value)
     assert_helpful(caught.value, f"{word} in sample 33", "finite numbers", "drop or repair")
+
+
+@pytest.mark.parametrize(("missing", "found"), [(None, "None"), (np.nan, "a float"), (3, "an int")])
+def test_what_is_no_text_among_texts_is_refused_and_located(drain: Any, missing: Any, found: str) -> None:
+    texts = (TensorSpec("x", (None, 2), "string"),)
+    value = np.array([["a", b"b"]] * 5, object)
+    np.testing.assert_array_equal(drain(value, texts).open()["x"], [[b"a", b"b"]] * 5)
+    value[3, 1] = missing
+    with pytest.raises(DataError) as caught:
+        drain(value, texts)
+    assert_helpful(caught.value, f"{found} in sample 3", "texts for input x")
 
 
 @pytest.mark.parametrize("labels", [Y[:39], Y[:0], 3])

@@ -134,7 +134,7 @@ def _signature_findings(declared: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _graph_findings(meta: Any, metas: list[Any]) -> Iterator[Finding]:
-    if touching := sorted({node.op for node in graphs.nodes(meta.graph_def)} & stored.FILE_OPS):
+    if touching := stored.touching(meta):
         yield Finding(
             "warning",
             "file-ops",

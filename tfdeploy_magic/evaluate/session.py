@@ -88,7 +88,7 @@ class LiteSession:
             if short:  # a batch size fixed in the graph
                 rows = {name: first_rows(array, batch) for name, array in rows.items()}
             for name, output in self._invoke(rows).items():
-                chunks[name].append(output[: batch - short] if output.ndim and len(output) == batch else output)
+                chunks[name].append(as_rows(output, batch, name)[: batch - short])
             done += batch
             report.fraction(min(done, count) / count)
         return {name: np.concatenate(parts) for name, parts in chunks.items()}
@@ -168,6 +168,29 @@ class LiteSession:
             name: _plain(spec.dequantize(self._interpreter.get_tensor(index)))
             for name, (index, spec) in self._outputs.items()
         }
+
+
+def has_rows(answer: npt.NDArray[Any], batch: int) -> bool:
+    """Whether an answer is one row a sample."""
+    return answer.ndim > 0 and len(answer) == batch
+
+
+def as_rows(answer: npt.NDArray[Any], batch: int, name: str) -> npt.NDArray[Any]:
+    """Return an answer as one row a sample; what a single sample is answered with is its row, whatever its shape.
+
+    Raises:
+        DataError: Several samples were asked about at once, and the answer cannot be told apart.
+    """
+    if has_rows(answer, batch):
+        return answer
+    if batch == 1:
+        return answer[np.newaxis]
+    raise DataError(
+        f"output {name} cannot be compared",
+        found=f"an answer of shape {list(answer.shape)} to {batch} samples at once",
+        wanted="a row for each sample",
+        cure="Let the model answer with a batch dimension, or take that output away.",
+    )
 
 
 def _doors(interpreter: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:

@@ -15,6 +15,7 @@ from tfdeploy_magic.artifacts.samples import SampleSet, open_arrays
 from tfdeploy_magic.artifacts.signature import Arrays, Signature
 from tfdeploy_magic.errors import InputError, JobFailed, NotAModel
 from tfdeploy_magic.jobs import Report, Worker
+from tfdeploy_magic.sources import graphs
 from tfdeploy_magic.sources.how import How
 
 _TASKS = "tfdeploy_magic.sources.stored"
@@ -118,11 +119,10 @@ def fingerprint(path: Path, how: How) -> str:
 def sha256_of(path: Path) -> str:
     """Return a digest of a file, or of the names and bytes of all files in a directory."""
     running = hashlib.sha256()
-    for part in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if part.is_file():
-            running.update(part.relative_to(path).as_posix().encode())
-            with part.open("rb") as stream:
-                running.update(hashlib.file_digest(stream, "sha256").digest())
+    for part in graphs.paths_in(path) if path.is_dir() else [path]:
+        running.update(part.relative_to(path).as_posix().encode())
+        with part.open("rb") as stream:
+            running.update(hashlib.file_digest(stream, "sha256").digest())
     return running.hexdigest()
 
 
@@ -192,11 +192,26 @@ def _in_job(worker: Worker, path: Path, name: str, task: str, arguments: Mapping
     try:
         return worker.call(f"{_TASKS}:{task}", {"path": str(path), **arguments})
     except JobFailed as error:
+        if task == "open_task":
+            raise cannot_be_opened(name, error.exception, error.message) from error
+        saved = task == "save_task"
         raise InputError(
-            f"{name} cannot be opened",
-            found=f"{error.exception}: {next(iter(error.message.strip().splitlines()), 'no message')[:300]}".rstrip(
-                "."
-            ),
-            wanted="a whole file that this TensorFlow can read",
-            cure="Was it written to its end, by a version not newer than this one? --debug shows where it failed.",
+            f"{name} failed while being {'saved' if saved else 'asked'}",
+            found=_first_line(error.exception, error.message),
+            wanted="a model that can be written as a SavedModel" if saved else "a model that answers this data",
+            cure=f"{'Does it answer at all?' if saved else 'Are all samples what it takes?'} --debug shows where.",
         ) from error
+
+
+def cannot_be_opened(name: str, exception: str, message: str) -> InputError:
+    """Return the error for a file that TensorFlow, Keras or LiteRT does not load."""
+    return InputError(
+        f"{name} cannot be opened",
+        found=_first_line(exception, message),
+        wanted="a whole file that this TensorFlow can read",
+        cure="Was it written to its end, by a version not newer than this one? --debug shows where it failed.",
+    )
+
+
+def _first_line(exception: str, message: str) -> str:
+    return f"{exception}: {next(iter(message.strip().splitlines()), 'no message')[:300]}".rstrip(".")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,12 @@ from tfdeploy_magic.errors import NotAModel
 
 VARIABLE_OPS = frozenset(("VarHandleOp", "VariableV2", "Variable"))
 """Operations of a graph that stand for a variable, whose value is elsewhere."""
+
+_DRAWS = re.compile(
+    r"Random(Uniform|UniformInt|StandardNormal|Gamma|Poisson|PoissonV2|Shuffle|Crop)|TruncatedNormal"
+    r"|ParameterizedTruncatedNormal|Multinomial|NonDeterministicInts|Stateful(Uniform|StandardNormal|Truncated|Random).*"
+)
+"""Operations that answer anew each time, a fixed seed or not; those called stateless repeat their answer."""
 
 
 def save_frozen(function: Any, signature: Signature, folder: Path, *, single_sample: bool) -> SavedModelDir:
@@ -81,8 +89,13 @@ def save_with_variables(
 
 def files_in(folder: Path) -> dict[str, int]:
     """Return the bytes of every file in a folder, by its path within."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths_in(folder)}
+
+
+def paths_in(folder: Path) -> list[Path]:
+    """Return every file in a folder, in order; ``rglob`` would leave out a folder that is a link."""
+    found = (Path(at, name) for at, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sorted(path for path in found if path.is_file())
 
 
 def folder_size(folder: Path) -> int:
@@ -130,7 +143,7 @@ def changes_variables(graph_def: Any) -> bool:
 
 
 def signs_of_state(graph_def: Any) -> Iterator[Finding]:
-    """Find a model that remembers: its answers and the file's cannot be compared one by one."""
+    """Find a model that remembers or draws: its answers and the file's cannot be compared one by one."""
     if changes_variables(graph_def):
         yield Finding(
             "warning",
@@ -139,6 +152,22 @@ def signs_of_state(graph_def: Any) -> Iterator[Finding]:
             "on what it was asked before",
             "Compare the two on a sequence of your own, each started afresh.",
         )
+    if drawn := sorted({node.op for node in nodes(graph_def) if _DRAWS.fullmatch(node.op)}):
+        yield Finding(
+            "warning",
+            "random",
+            f"the model draws its answers at random ({', '.join(drawn)}), so parity was not measured: a difference "
+            "means nothing",
+            "Take the drawing out of the model, or draw with a fixed seed: tf.random.stateless_normal(shape, seed).",
+        )
+
+
+def constants(function: Any) -> list[Any]:
+    """Return the tensors a function closes over: neither in its graph nor a variable."""
+    import tensorflow as tf
+
+    captured = (tensor for tensor, _ in function.graph.captures)
+    return [tensor for tensor in captured if tensor.dtype not in (tf.resource, tf.variant)]
 
 
 def nodes(graph_def: Any) -> Iterator[Any]:
@@ -148,14 +177,20 @@ def nodes(graph_def: Any) -> Iterator[Any]:
         yield from function.node_def
 
 
-def reachable(graph_def: Any, tensors: Iterable[str]) -> Any:
-    """Return the part of a graph that computes some tensors: a SavedModel also holds what saves and restores it."""
+def reachable(graph_def: Any, tensors: Iterable[str], functions_too: Iterable[str] = ()) -> Any:
+    """Return the part of a graph that computes some tensors: a SavedModel also holds what saves and restores it.
+
+    Args:
+        graph_def: The whole graph.
+        tensors: What is computed.
+        functions_too: Functions of its library that are run from elsewhere.
+    """
     by_name = {node.name: node for node in graph_def.node}
     functions = {function.signature.name: function for function in graph_def.library.function}
     part = type(graph_def)()
     waiting = [_node_name(tensor) for tensor in tensors]
     seen: set[str] = set()
-    called: list[str] = []
+    called = list(functions_too)
     while waiting:
         name = waiting.pop()
         if name in seen or name not in by_name:

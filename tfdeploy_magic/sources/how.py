@@ -10,7 +10,7 @@ from typing import Any
 from tfdeploy_magic.artifacts.signature import UNKNOWN_RANK, TensorSpec
 from tfdeploy_magic.errors import InputError
 
-_INPUT = re.compile(r"(?:(?P<name>[^=:,]+)=)?(?P<shape>scalar|[\d?]+(?:x[\d?]+)*)(?::(?P<dtype>\w+))?")
+_INPUT = re.compile(r"(?:(?P<name>[^=:,]+)=)?(?P<shape>scalar|(?:\d+|\?)(?:x(?:\d+|\?))*)(?::(?P<dtype>\w+))?")
 
 
 @dataclass(frozen=True)

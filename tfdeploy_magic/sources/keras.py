@@ -47,7 +47,7 @@ def fingerprint(model: Any, how: How) -> str | None:
     """
     if type(model).__name__ not in ("Sequential", "Functional", "Model") or not _is_kerass_own(type(model)):
         return None
-    if not all(_is_kerass_own(type(layer)) and type(layer).__name__ != "Lambda" for layer in _layers(model)):
+    if any(type(layer).__name__ == "Lambda" or _holds_foreign_code(layer) for layer in _layers(model)):
         return None
     config = model.get_config()
     if _mentions_foreign_code(config):
@@ -145,8 +145,17 @@ def _is_keras_3(model: Any) -> bool:
     return str(getattr(_package_of(model), "__version__", "")).startswith("3")
 
 
-def _is_kerass_own(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] in ("keras", "tf_keras")
+def _is_kerass_own(code: Any) -> bool:
+    return str(getattr(code, "__module__", "")).partition(".")[0] in ("keras", "tf_keras")
+
+
+def _holds_foreign_code(layer: Any) -> bool:
+    """Whether a layer computes what its configuration does not say.
+
+    A function of the person's that is named like one of Keras' own is written down as that one.
+    """
+    routines = [part for part in vars(layer).values() if inspect.isroutine(part)]
+    return not all(map(_is_kerass_own, (type(layer), *routines))) or getattr(layer, "idf_weights", None) is not None
 
 
 def _mentions_foreign_code(config: Any) -> bool:
@@ -314,6 +323,13 @@ def _cures(model: Any, precision: str, how: How) -> Iterator[Finding]:
             "mixed-precision",
             f"the model computes in {precision}, which .tflite does not have: the file computes in float32, "
             "with the same weights",
+        )
+    if own := [layer for layer in _layers(model) if not _is_kerass_own(type(layer))]:
+        names = ", ".join(f"{layer.name} ({type(layer).__name__})" for layer in own[:5])
+        yield Finding(
+            "note",
+            "own-layers",
+            f"layers of your own were traced as they are; the file needs none of your code: {names}",
         )
     if how.unroll and (recurrent := _recurrent(model)):
         names = ", ".join(f"{layer.name} ({type(layer).__name__}, {_steps(layer)} steps)" for layer in recurrent)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from tfdeploy_magic.artifacts.samples import SampleSet
 from tfdeploy_magic.artifacts.signature import UNKNOWN_RANK, TensorSpec
-from tfdeploy_magic.errors import DataError
+from tfdeploy_magic.errors import DataError, UserCodeError
 from tfdeploy_magic.jobs import Report, deadline
 from tfdeploy_magic.sources.naming import describe
 
@@ -40,8 +40,8 @@ class NamedData:
         labels_name: "y_train".
         rows: Use only these rows of the arrays.
         remark: What else to say of it, "found by its shape".
-        preprocess: Turns rows as they are kept into what the model takes; not used for a representative dataset,
-            which yields that by itself.
+        preprocess: Turns rows as they are kept into what the model takes; not used for a representative dataset
+            function, which yields that by itself.
     """
 
     name: str
@@ -273,12 +273,43 @@ def _streamed_blocks(data: NamedData, specs: Sequence[TensorSpec], role: str, se
             cure="Pair them: tf.data.Dataset.zip((x, y)), or use arrays.",
         )
     if is_dataset(data.value):
+        elements = deadline.iterate(lambda: data.value, seconds=seconds, what=f"the dataset {data.name}")
+        if data.preprocess is not None:
+            yield from _preprocessed(_raw_elements(elements, specs, data, role, seconds), data, specs, role, seconds)
+            return
         unbatched = _is_unbatched(data.value.element_spec, specs)
-        for element in deadline.iterate(lambda: data.value, seconds=seconds, what=f"the dataset {data.name}"):
+        for element in elements:
             yield _element(element, specs, data, role, unbatched)
         return
     for item in deadline.iterate(_iterable(data, role), seconds=seconds, what=f"the generator {data.name}"):
         yield _inputs(item, specs, data, role), None
+
+
+def _raw_elements(
+    elements: Iterator[Any], specs: Sequence[TensorSpec], data: NamedData, role: str, seconds: float
+) -> Iterator[Block]:
+    """Yield what a dataset holds, x or (x, y), as batches that ``preprocess`` takes."""
+    batched: bool | None = None
+    for element in elements:
+        x, *rest = element if isinstance(element, tuple) else (element,)
+        rows, targets = np.asarray(x), _targets(rest[0], data, role) if rest else None
+        if batched is None:
+            alone = rows.ndim == 0 or (targets is not None and targets.ndim == 0)
+            batched = not alone and _makes_rows(rows, specs, data, role, seconds)
+        if not batched:
+            rows, targets = rows[np.newaxis], None if targets is None else targets[np.newaxis]
+        yield [rows], targets
+
+
+def _makes_rows(
+    rows: npt.NDArray[Any], specs: Sequence[TensorSpec], data: NamedData, role: str, seconds: float
+) -> bool:
+    """Whether ``preprocess`` makes of this a row for each of its rows; raw shapes say nothing of a batch dimension."""
+    try:
+        ((made, *_), _), *_ = _preprocessed([([rows], None)], data, specs, role, seconds)
+    except (DataError, UserCodeError):
+        return False
+    return specs[0].shape == UNKNOWN_RANK or made.ndim == len(specs[0].shape)
 
 
 def _iterable(data: NamedData, role: str) -> Callable[[], Iterable[Any]]:
@@ -406,8 +437,17 @@ def _fitting(
             cure = f"It has as many numbers: {name}.reshape(-1, {inner})."
         raise DataError(f"{name} cannot be used for {role}", found=found, wanted=wanted, cure=cure)
     if spec.is_text and array.dtype.kind in "SUO":
-        texts = [text.encode() if isinstance(text, str) else bytes(text) for text in array.ravel().tolist()]
-        return np.array(texts, np.bytes_).reshape(array.shape)
+        texts = array.ravel().tolist()
+        wrong = next((place for place, text in enumerate(texts) if not isinstance(text, str | bytes)), None)
+        if wrong is not None:
+            raise DataError(
+                f"{name} cannot be used for {role}",
+                found=f"{describe(texts[wrong])} in sample {before + wrong * len(array) // array.size}",
+                wanted=f"texts for input {spec.name}",
+                cure="Drop that sample, or write what is missing as an empty text.",
+            )
+        encoded = [text.encode() if isinstance(text, str) else text for text in texts]
+        return np.array(encoded, np.bytes_).reshape(array.shape)
     if array.dtype.name != spec.dtype:
         if spec.is_text or not np.can_cast(array.dtype, spec.dtype, "same_kind"):
             raise DataError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from tfdeploy_magic.artifacts.evidence import Finding, Latency
@@ -16,14 +17,30 @@ from tfdeploy_magic.artifacts.signature import Arrays, Signature
 from tfdeploy_magic.errors import InputError, NameNotFound, NotAModel
 from tfdeploy_magic.evaluate.session import LiteSession
 from tfdeploy_magic.jobs import Report
-from tfdeploy_magic.sources import functions, graphs, keras
+from tfdeploy_magic.sources import files, functions, graphs, keras
 from tfdeploy_magic.sources.how import How
 from tfdeploy_magic.sources.traced import TracedModel
 
-FILE_OPS = frozenset(
-    ("ReadFile", "WriteFile", "MatchingFiles", "PyFunc", "PyFuncStateless", "EagerPyFunc", "NumpyFunction", "Save")
+_ONLY_STATE = re.compile(
+    r"_?(VarHandleOp|VarIsInitializedOp|Variable(V2|Shape)?|TemporaryVariable|ReadVariableOp|DisableCopyOnRead"
+    r"|Assign(Add|Sub)?VariableOp|Resource(Gather|Scatter|StridedSlice|Apply|Sparse|CountUpTo)\w*|DestroyResourceOp"
+    r"|(Anonymous)?(Mutable)?(Dense)?HashTable\w*|InitializeTableV2|LookupTable\w+|BoostedTrees\w+"
+    r"|StatefulPartitionedCall|If|While|Case|XlaIf|XlaWhile|XlaCallModule|Arg|Retval|DeviceIndex"
+    r"|TensorArray\w*|Stack(Close|Pop|Push)?(V2)?|Empty|DeepCopy|GuaranteeConst|Mutex\w*|ConsumeMutexLock"
+    r"|(Add|Take)ManySparse\w+|AddSparseToTensorsMap|CudnnRNN\w*|Assert|CheckNumerics(V2)?|Print|Timestamp"
+    r"|Random\w+|Stateful(Uniform|StandardNormal|Truncated|Random)\w*|StatelessRandomGetAlg|Rng\w+|Multinomial"
+    r"|(Parameterized)?TruncatedNormal|NonDeterministicInts|SampleDistortedBoundingBox(V2)?"
+    r"|(All|Uniform|LogUniform|LearnedUnigram|ThreadUnsafeUnigram)CandidateSampler)"
 )
-"""Operations of a graph that touch the machine it runs on; loading a SavedModel already runs its initializers."""
+"""Operations that TensorFlow calls stateful and whose state is the model's own."""
+
+_READS = re.compile(
+    r"ReadFile|MatchingFiles|PyFuncStateless|GenerateVocabRemapping|InitializeTableFromTextFile|Reader\w+|Debug\w+"
+    r"|\w*Dataset\w*"
+)
+"""Operations that touch the machine though TensorFlow does not call them stateful."""
+
+_RESTORES = frozenset(("RestoreV2", "Restore", "RestoreSlice"))
 
 
 class _Opened(Protocol):
@@ -142,7 +159,7 @@ class _SavedModel:
         meta = graphs.served(proto.meta_graphs)
         self.tags = tuple(meta.meta_info_def.tags)
         if not how.trust:
-            _refuse_file_ops(meta.graph_def, name)
+            _refuse_touching(touching(meta), name)
         found = {key: proto for key, proto in graphs.declared(meta).items() if proto.inputs and proto.outputs}
         key = _pick_signature(list(found), name, how)
         self.graph_def = graphs.reachable(meta.graph_def, [info.name for info in found[key].outputs.values()])
@@ -164,7 +181,10 @@ class _SavedModel:
         if self._loaded is None:
             import tensorflow as tf
 
-            model = tf.saved_model.load(str(self.path), tags=list(self.tags))
+            try:
+                model = tf.saved_model.load(str(self.path), tags=list(self.tags))
+            except Exception as error:  # whatever a file that is not whole makes TensorFlow raise
+                raise files.cannot_be_opened(self.name, type(error).__name__, str(error)) from error
             self._loaded = functions.trace(model, self.name, replace(self.how, signature=self.signature.name))
         return self._loaded
 
@@ -327,7 +347,7 @@ def _open_graph(path: Path, name: str, how: How) -> TracedModel:
             cure="Is it a SavedModel? Then name its directory. Was it written to its end?",
         ) from error
     if not how.trust:
-        _refuse_file_ops(graph_def, name)
+        _refuse_touching(_touching(graph_def), name)
     variables = sorted({node.op for node in graph_def.node if node.op in graphs.VARIABLE_OPS})
     if variables:
         raise InputError(
@@ -390,8 +410,65 @@ def _tensor(graph: Any, each: str, name: str) -> Any:
         ) from error
 
 
-def _refuse_file_ops(graph_def: Any, name: str) -> None:
-    found = sorted({node.op for node in graphs.nodes(graph_def) if node.op in FILE_OPS})
+def touching(meta: Any) -> list[str]:
+    """Return the operations of a SavedModel's graph that touch the machine it runs on.
+
+    Those count that loading it or asking any of its signatures runs; what saves it again does not.
+    """
+    assets = {info.tensor_info.name.partition(":")[0] for info in meta.asset_file_def}
+    for info in meta.asset_file_def:
+        path = PurePosixPath(info.filename)
+        if path.is_absolute() or ".." in path.parts:
+            assets.clear()
+    run = [output.name for proto in meta.signature_def.values() for output in proto.outputs.values()]
+    for key in ("saved_model_main_op", "main_op", "legacy_init_op", "table_initializer"):
+        run += meta.collection_def[key].node_list.value if key in meta.collection_def else []
+    run += _initializers_of_local_variables(meta)
+    called = [*meta.object_graph_def.concrete_functions]  # loading in TensorFlow 2 looks there, not at the signatures
+    found = _touching(graphs.reachable(meta.graph_def, run, called), assets)
+    # The converter runs whatever is said to restore the variables.
+    restoring = graphs.reachable(meta.graph_def, [meta.saver_def.restore_op_name])
+    return sorted({*found, *_touching(restoring, assets)} - _RESTORES | (set(found) & _RESTORES))
+
+
+def _initializers_of_local_variables(meta: Any) -> list[str]:
+    from tensorflow.core.framework import variable_pb2
+
+    if "local_variables" not in meta.collection_def:
+        return []
+    found = meta.collection_def["local_variables"].bytes_list.value
+    return [variable_pb2.VariableDef.FromString(each).initializer_name for each in found]
+
+
+def _touching(graph_def: Any, assets: Set[str] = frozenset()) -> list[str]:
+    found = {node.op for node in graph_def.node if _touches(node, assets)}
+    for function in graph_def.library.function:
+        arguments = {argument.name for argument in function.signature.input_arg} if assets else set()
+        found |= {node.op for node in function.node_def if _touches(node, arguments)}
+    return sorted(found)
+
+
+def _touches(node: Any, files_of_its_own: Set[str]) -> bool:
+    """Whether running a node can do more than compute.
+
+    Args:
+        node: A node of a graph or function.
+        files_of_its_own: Tensors that may say which file of the SavedModel a table is read from.
+    """
+    from tensorflow.python.framework import op_def_registry
+
+    if node.op in ("InitializeTableFromTextFile", "InitializeTableFromTextFileV2"):
+        return node.input[1].partition(":")[0] not in files_of_its_own
+    if node.op == "PrintV2":  # it can also write to a file
+        return not re.fullmatch(r"|stdout|stderr|log\(\w+\)", node.attr["output_stream"].s.decode(errors="replace"))
+    if _READS.fullmatch(node.op):
+        return True
+    # An operation that is not registered is a call of a function, or cannot run.
+    known = op_def_registry.get(node.op)
+    return known is not None and known.is_stateful and not _ONLY_STATE.fullmatch(node.op)
+
+
+def _refuse_touching(found: Sequence[str], name: str) -> None:
     if found:
         raise InputError(
             f"{name} touches the machine it runs on",

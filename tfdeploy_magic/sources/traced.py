@@ -16,8 +16,9 @@ from tfdeploy_magic.artifacts.evidence import Finding, Latency
 from tfdeploy_magic.artifacts.models import SavedModelDir
 from tfdeploy_magic.artifacts.samples import SampleSet, rows_at_a_time
 from tfdeploy_magic.artifacts.signature import Arrays, Signature
-from tfdeploy_magic.errors import ModelNotReady
+from tfdeploy_magic.errors import ModelNotReady, UserCodeError
 from tfdeploy_magic.evaluate.latency import first_rows, summarize, timed_runs
+from tfdeploy_magic.evaluate.session import as_rows, has_rows
 from tfdeploy_magic.jobs import Report
 from tfdeploy_magic.sources import graphs, weights
 
@@ -81,9 +82,18 @@ class TracedModel:
             single_sample: Fix the batch size at 1, as a loop over lists of unknown size needs it.
 
         Raises:
-            ModelNotReady: It has such a loop and is too large to be frozen.
+            ModelNotReady: It has such a loop and is too large to be frozen, closes over tensors that are too large
+                for any graph, or uses a table that nobody owns.
         """
-        size = sum(graphs.nbytes(variable) for variable in self.function.graph.variables)
+        constants = sum(map(graphs.nbytes, graphs.constants(self.function)))
+        if constants > PROTOBUF_LIMIT:
+            raise ModelNotReady(
+                f"{self.name} closes over tensors that are too large for a graph",
+                found=f"{constants / 1e9:.1f} GB of constants",
+                wanted="less than 1.9 GB",
+                cure="Make each large one a tf.Variable of the model: tf.Variable(value, trainable=False).",
+            )
+        size = constants + sum(map(graphs.nbytes, self.function.graph.variables))
         if single_sample and size > PROTOBUF_LIMIT:
             raise ModelNotReady(
                 f"{self.name} is too large to be frozen with its loop",
@@ -92,7 +102,17 @@ class TracedModel:
                 cure="Build its recurrent layers with unroll=True, or the model with a fixed batch size.",
             )
         if not single_sample and (size > FREEZE_LIMIT or graphs.has_resources(self.function)):
-            return graphs.save_with_variables(self.function, self.signature, self.trackables, folder)
+            try:
+                return graphs.save_with_variables(self.function, self.signature, self.trackables, folder)
+            except AssertionError as error:
+                if "untracked" not in str(error):
+                    raise
+                raise ModelNotReady(
+                    f"{self.name} uses a table or another resource that nobody owns",
+                    found="a function that refers to it from outside",
+                    wanted="a tf.Module that holds both",
+                    cure="Make it an attribute of a tf.Module, the function its @tf.function method, and name that.",
+                ) from error
         return graphs.save_frozen(self.function, self.signature, folder, single_sample=single_sample)
 
     def route(self, saved: SavedModelDir) -> tuple[str, ...]:
@@ -101,7 +121,7 @@ class TracedModel:
 
     def sha256(self) -> str:
         """Return a digest of the graph and of the weights as they are now: training or another call() changes it."""
-        running = weights.digest(self.function.graph.variables)
+        running = weights.digest([*self.function.graph.variables, *graphs.constants(self.function)])
         running.update(graphs.canonical(self.graph_def))
         running.update(graphs.tables(self.function))
         running.update(repr(self.signature).encode())
@@ -112,22 +132,31 @@ class TracedModel:
 
         Returns:
             Output name -> array of shape ``[count, ...]``.
+
+        Raises:
+            UserCodeError: The model raised.
         """
         arrays = samples.open()
         inputs = [arrays[spec.name] for spec in self.signature.inputs]
         fixed = self.signature.fixed_batch
-        batch = fixed or rows_at_a_time(inputs, BATCH_SIZE)
+        names = [spec.name for spec in self.signature.outputs]
 
-        def batches() -> Iterator[list[npt.NDArray[Any]]]:
+        def batches(batch: int) -> Iterator[list[npt.NDArray[Any]]]:
             for start in range(0, samples.count, batch):
                 part = [np.ascontiguousarray(array[start : start + batch]) for array in inputs]
-                short = batch - len(part[0]) if fixed else 0  # a batch size fixed in the graph: fill up, then cut
-                answers = self.call([first_rows(array, batch) for array in part] if short else part)
-                yield [answer[: batch - short] for answer in answers]
+                count = len(part[0])
+                if fixed:  # a batch size fixed in the graph: fill up, then cut
+                    part = [first_rows(array, batch) for array in part]
+                answers = self._asked(part)
+                if start == 0 and batch > 1 and not fixed and not all(has_rows(answer, count) for answer in answers):
+                    yield from batches(1)
+                    return
+                rows = zip(answers, names, strict=True)
+                yield [as_rows(answer, len(part[0]), name)[:count] for answer, name in rows]
+                report.fraction((start + count) / samples.count)
 
-        total = -(-samples.count // batch)
         with self._left_as_it_was():
-            columns = list(zip(*report.counting(batches(), total), strict=True))
+            columns = list(zip(*batches(fixed or rows_at_a_time(inputs, BATCH_SIZE)), strict=True))
         return {spec.name: np.concatenate(column) for spec, column in zip(self.signature.outputs, columns, strict=True)}
 
     def latency(self, samples: SampleSet, report: Report) -> Latency:
@@ -146,6 +175,19 @@ class TracedModel:
 
         with self._left_as_it_was():
             return summarize(timed_runs(once, report), threads=0, batch=batch)
+
+    def _asked(self, flat: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        try:
+            return self.call(flat)
+        except Exception as error:
+            raise UserCodeError(
+                f"{self.name} raised while it was asked",
+                found=f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no message')}".rstrip(
+                    "."
+                ),
+                wanted="an answer to every sample",
+                cure="Are all samples what it takes? Its own traceback follows.",
+            ) from error
 
     @contextlib.contextmanager
     def _left_as_it_was(self) -> Iterator[None]:

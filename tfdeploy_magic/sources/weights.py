@@ -45,12 +45,15 @@ def signs_of_no_training(variables: Sequence[Any]) -> Iterator[Finding]:
 
 
 def digest(variables: Iterable[Any]) -> hashlib._Hash:
-    """Return a running SHA-256 over the variables' values as they are now: training changes it."""
+    """Return a running SHA-256 over the values of variables or tensors as they are now: training changes it."""
     running = hashlib.sha256()
     for variable in variables:
         value = np.ascontiguousarray(variable.numpy())
         running.update(f"{value.dtype}{value.shape}".encode())
-        running.update(value.data if value.size and value.ndim else value.tobytes())
+        # Texts are an array of pointers.
+        running.update(
+            repr(value.tolist()).encode() if value.dtype == object else value.reshape(-1).view(np.uint8).data
+        )
     return running
 
 
