@@ -109,7 +109,7 @@ def test_the_recipe_says_how_the_file_came_to_be(converted: dict[str, LiteModel]
     assert made.calibration == "calibration (100 of 1297 samples, drawn at random)"
     assert made.test == "test (500 samples)"
     assert (made.options["scheme"], made.options["io"], made.options["samples"]) == ("int8", "int8", 100)
-    assert set(made.versions) == {"tensorflow", "keras", "ai-edge-litert", "numpy", "tfdeploy-magic"}
+    assert {"tensorflow", "keras", "ai-edge-litert", "numpy", "tfdeploy-magic"} <= set(made.versions)
     assert {"tracing", "freezing", "calibrating", "quantizing", "validating"} <= set(made.seconds)
     assert made.cpu_seconds > 0
     float_made = converted["float32"].provenance
