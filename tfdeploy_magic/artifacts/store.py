@@ -83,7 +83,9 @@ def find(key: str) -> Entry | None:
     return Entry(path, record["data"])
 
 
-def keep(key: str, data: Mapping[str, Any], source: Path | None = None, file_name: str = "") -> Entry:
+def keep(
+    key: str, data: Mapping[str, Any], source: Path | None = None, file_name: str = "", sha256: str | None = None
+) -> Entry:
     """Keep a copy of a finished file, and a record of it, under a key.
 
     Args:
@@ -91,6 +93,7 @@ def keep(key: str, data: Mapping[str, Any], source: Path | None = None, file_nam
         data: Plain data that JSON can carry, NaN and infinity too.
         source: The finished file; None when there is only a record.
         file_name: What to call it there.
+        sha256: Of the file, where that is known already.
 
     Returns:
         Where it is now: under that key, or beside it when that has a file with other bytes already. The same model
@@ -99,7 +102,7 @@ def keep(key: str, data: Mapping[str, Any], source: Path | None = None, file_nam
     Raises:
         OutputError: The store cannot be written.
     """
-    digest = _digest(source) if source is not None else ""
+    digest = sha256 or (_digest(source) if source is not None else "")
     there = find(key)
     if there is not None and there.path is not None and _digest(there.path) != digest:
         key = key_of(key=key, sha256=digest)

@@ -367,7 +367,7 @@ class _Conversion:
     def _keep(self, key: str, made: _Made, file_name: str, *, optional: bool) -> Path | None:
         """Put the file in the store; where it lives elsewhere too, a store that cannot be written is no matter."""
         try:
-            return store.keep(key, made.to_record(), made.file.path, file_name).path
+            return store.keep(key, made.to_record(), made.file.path, file_name, made.file.sha256).path
         except OutputError:
             if optional:
                 return None

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import json
 import sys
+import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -149,12 +150,15 @@ def _is_kerass_own(code: Any) -> bool:
     return str(getattr(code, "__module__", "")).partition(".")[0] in ("keras", "tf_keras")
 
 
+_ROUTINES = (types.FunctionType, types.BuiltinFunctionType, types.MethodType)
+
+
 def _holds_foreign_code(layer: Any) -> bool:
     """Whether a layer computes what its configuration does not say.
 
     A function of the person's that is named like one of Keras' own is written down as that one.
     """
-    routines = [part for part in vars(layer).values() if inspect.isroutine(part)]
+    routines = [part for part in vars(layer).values() if isinstance(part, _ROUTINES)]
     return not all(map(_is_kerass_own, (type(layer), *routines))) or getattr(layer, "idf_weights", None) is not None
 
 
