@@ -315,7 +315,7 @@ class _Conversion:
 
     def _make(self) -> _Made:
         model = self.ready.source.model
-        if self.test is not None and not any(f.code in ("stateful", "random") for f in self.ready.findings):
+        if self.test is not None and not any(f.code in measure.INCOMPARABLE for f in self.ready.findings):
             _ = self.baseline  # a metric that does not fit shows before anything is converted
         self.report.stage("freezing")
         with native_stderr_to(self.folder / "freezing.log"):

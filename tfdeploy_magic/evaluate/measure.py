@@ -13,6 +13,9 @@ from tfdeploy_magic.errors import ConversionError
 from tfdeploy_magic.evaluate import judge, session
 from tfdeploy_magic.jobs import Worker
 
+INCOMPARABLE = frozenset(("stateful", "random"))
+"""Findings on a model whose answers cannot be compared sample by sample."""
+
 
 def cannot_be_measured(file: LiteFile, findings: tuple[Finding, ...], *, samples: bool) -> Evidence | None:
     """Return the evidence of a file that nothing can be measured on, and why; None where it can.
@@ -24,7 +27,7 @@ def cannot_be_measured(file: LiteFile, findings: tuple[Finding, ...], *, samples
     """
     if file.foreign_operators:
         return judge.not_measurable(findings, file.foreign_operators)
-    if any(finding.code in ("stateful", "random") for finding in findings):
+    if any(finding.code in INCOMPARABLE for finding in findings):
         return Evidence(findings=judge.worst_first(findings))
     return None if samples else judge.not_measured(findings)
 
