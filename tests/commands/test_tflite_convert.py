@@ -30,7 +30,7 @@ from tfdeploy_magic.errors import (
     UserCodeError,
 )
 from tfdeploy_magic.jobs import Progress
-from tfdeploy_magic.quantize.schemes import SCHEMES
+from tfdeploy_magic.artifacts.schemes import SCHEMES
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tfdeploy_magic.artifacts.signature import UNKNOWN_RANK, Signature, TensorSp
 from tfdeploy_magic.convert import contract
 from tfdeploy_magic.convert.describe import describe
 from tfdeploy_magic.errors import ContractBroken, VariablesLost
-from tfdeploy_magic.quantize.schemes import SCHEMES
+from tfdeploy_magic.artifacts.schemes import SCHEMES
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from tests.convert import tiny
 from tests.evaluate import by_hand
 from tfdeploy_magic.artifacts.models import LiteFile
 from tfdeploy_magic.convert.describe import describe
-from tfdeploy_magic.quantize.schemes import SCHEMES
+from tfdeploy_magic.artifacts.schemes import SCHEMES
 
 Describe = Callable[..., LiteFile]
 

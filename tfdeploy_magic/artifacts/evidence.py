@@ -42,6 +42,22 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Drop:
+    """How much worse the converted model scores than its source on the same samples; below 0 it scores better.
+
+    Args:
+        value: Of a metric that is a share, such as accuracy, the difference; of any other, the share of the source's
+            value that was lost.
+        low: Lower end of the 95% interval of the paired difference, or None for a metric that gives only one number.
+        high: Upper end of it.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
 class Latency:
     """Time for one sample, or for one batch of a model whose batch size is fixed, in milliseconds.
 
@@ -51,6 +67,8 @@ class Latency:
         runs: How many timed runs after warm-up.
         threads: Threads the interpreter was given; 0 where TensorFlow chose for itself.
         batch: Samples at a time.
+        noise: How far medians of the same file lie apart when it is timed again, as a share of the median; None when
+            it was timed once only.
     """
 
     p50: float
@@ -58,6 +76,7 @@ class Latency:
     runs: int
     threads: int
     batch: int = 1
+    noise: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +92,7 @@ class Evidence:
         metric: The task metric's name, "accuracy"; None when labels are unknown.
         score: The metric of the converted model.
         baseline_score: The metric of the source model on the same samples.
+        drop: How much worse the converted model scores.
         latency: Of the converted model in the interpreter.
         baseline_latency: Of the source model in TensorFlow.
         findings: Everything noticed, worst first.
@@ -86,6 +106,7 @@ class Evidence:
     metric: str | None = None
     score: Score | None = None
     baseline_score: Score | None = None
+    drop: Drop | None = None
     latency: Latency | None = None
     baseline_latency: Latency | None = None
     findings: tuple[Finding, ...] = ()
@@ -97,6 +118,7 @@ class Evidence:
         for name, kind in (
             ("score", Score),
             ("baseline_score", Score),
+            ("drop", Drop),
             ("latency", Latency),
             ("baseline_latency", Latency),
         ):
@@ -117,6 +139,16 @@ class Evidence:
     def latency_ms(self) -> float | None:
         """The converted model's median latency for one sample, ms."""
         return self.latency.p50 if self.latency else None
+
+    @property
+    def worst_drop(self) -> float | None:
+        """The drop of the metric, or without labels the share of samples that got another top class: no drop is worse.
+
+        None when neither was measured.
+        """
+        if self.drop is not None:
+            return self.drop.value
+        return None if self.agreement is None or self.score is not None else 1 - self.agreement
 
     @property
     def measured(self) -> bool:

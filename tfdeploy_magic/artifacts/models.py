@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from tfdeploy_magic.artifacts.schemes import SCHEMES
 from tfdeploy_magic.artifacts.signature import Signature, TensorSpec
 
 LITERT_CUSTOM_OPERATORS = frozenset(
@@ -42,7 +43,7 @@ class LiteFile:
 
     Args:
         path: The file.
-        scheme: The scheme it was made with: "float32", "float16", "dynamic", "int8", "int16x8".
+        scheme: The scheme it was made with, a name in ``SCHEMES``; "recipe" where layers differ.
         size: Bytes.
         sha256: Of the bytes; a corrupt .tflite often still loads, so trust this and not a clean load.
         signatures: By name.
@@ -81,15 +82,16 @@ class LiteFile:
     def quantized_share(self) -> float | None:
         """How much of what the scheme quantizes is quantized, 0 to 1; None where there is nothing to quantize.
 
-        For int8 and int16x8 it is the share of the operators' outputs held in integers, by count, without inherent
-        integers such as shapes and indices; for dynamic and float16 the share of the weights held so, in bytes.
+        Where activations are quantized it is the share of the operators' outputs held in integers, by count, without
+        inherent integers such as shapes and indices; otherwise the share of the weights held so, in bytes.
         """
-        held, asked = {
-            "int8": (self.activations, ("int8", "uint8", "int16")),
-            "int16x8": (self.activations, ("int8", "int16")),
-            "dynamic": (self.weights, ("int8",)),
-            "float16": (self.weights, ("float16",)),
-        }.get(self.scheme, ({}, ()))
+        scheme = SCHEMES.get(self.scheme)
+        if scheme is None or scheme.weights is None:
+            return None
+        held, asked = self.weights, (scheme.weights,)
+        if scheme.activations is not None:
+            # Shifts and sums of 8-bit activations may be 16 bits wide, and 8-bit ones appear beside 16-bit ones.
+            held, asked = self.activations, ("int8", "uint8", "int16")
         quantized = sum(held.get(dtype, 0) for dtype in asked)
         total = sum(amount for dtype, amount in held.items() if dtype in asked or "float" in dtype)
         return quantized / total if total else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tfdeploy_magic.artifacts.models import LITERT_CUSTOM_OPERATORS, LiteFile
+from tfdeploy_magic.artifacts.schemes import SCHEMES
 from tfdeploy_magic.artifacts.signature import UNKNOWN_RANK, Signature, TensorSpec
 from tfdeploy_magic.errors import ContractBroken, VariablesLost
 
@@ -16,8 +17,6 @@ activations in integers, a transformer and ConvNeXt 0.95 (NEG stays float), a ch
 """
 
 _CUSTOM = "CUSTOM "
-_ACTIVATIONS = {"int8": "int8", "int16x8": "int16"}
-_WEIGHTS = {"dynamic": "int8", "float16": "float16"}
 
 
 def check(file: LiteFile, asked: Signature, *, io: str, select_ops: bool = False, custom_ops: bool = False) -> None:
@@ -88,7 +87,10 @@ def check_share(file: LiteFile) -> None:
     Raises:
         ContractBroken: Too little of it is quantized.
     """
-    if (activations := _ACTIVATIONS.get(file.scheme)) is not None:
+    scheme = SCHEMES.get(file.scheme)
+    if scheme is None:
+        return
+    if (activations := scheme.activations) is not None:
         if activations not in file.tensor_types:
             raise _broken(f"tensors of {', '.join(file.tensor_types)} only", f"{activations} activations")
         # Custom operators were asked for, and no quantizer can touch them.
@@ -102,7 +104,7 @@ def check_share(file: LiteFile) -> None:
                 f"{activations} activations",
                 "TensorFlow does not quantize these operators: replace them, or use --dynamic or --float16.",
             )
-    elif (weights := _WEIGHTS.get(file.scheme)) is not None and not file.quantized_share:
+    elif (weights := scheme.weights) is not None and not file.quantized_share:
         cure = "Please report this model."
         if file.quantized_share is None:
             cure = "It has nothing to store so: use --float32."

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from tfdeploy_magic.convert.plain import to_json
 from tfdeploy_magic.errors import DataError, InputError, NameNotFound, NotAModel
-from tfdeploy_magic.quantize.schemes import SCHEMES, IoType, SchemeName
+from tfdeploy_magic.artifacts.schemes import SCHEMES, IoType, SchemeName
 
 _NOT_SETTINGS = {
     "_funcs",

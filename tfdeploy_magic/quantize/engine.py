@@ -18,7 +18,7 @@ from tfdeploy_magic.convert.describe import describe
 from tfdeploy_magic.errors import ConversionCrashed, ConversionError, DataError, JobFailed
 from tfdeploy_magic.evaluate.session import LiteSession
 from tfdeploy_magic.jobs import Report, Worker
-from tfdeploy_magic.quantize.schemes import SCHEMES, IoType
+from tfdeploy_magic.artifacts.schemes import SCHEMES, IoType
 
 _CRASH_CURES = {
     "calibrating": "Loops (LSTM, GRU) crash TensorFlow's calibrator: build with unroll=True, or use --dynamic.",

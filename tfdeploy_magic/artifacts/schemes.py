@@ -1,0 +1,88 @@
+"""The schemes: how weights, activations, inputs and outputs are stored, and by whose quantizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+EngineName = Literal["tflite", "litert"]
+"""TensorFlow's own quantizer, which guides know and upstream deprecates; and litert-quantizer, its successor."""
+
+SchemeName = Literal[
+    "float32",
+    "float16",
+    "dynamic",
+    "int8",
+    "int16x8",
+    "weight_only_wi8",
+    "weight_only_wi4",
+    "dynamic_wi8",
+    "dynamic_wi4",
+    "dynamic_wi4_b32",
+    "static_wi8_ai8",
+    "static_wi8_ai16",
+]
+IoType = Literal["int8", "uint8", "float32"]
+
+RangeRule = Literal["min_max", "moving_average"]
+"""How the ranges of single samples become one: the widest seen, or litert-quantizer's own 0.95 moving average."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way to store a model.
+
+    Args:
+        name: What ``--NAME`` calls it; those of litert-quantizer are its recipes: wi8 is 8-bit integer weights, ai16
+            16-bit integer activations, b32 one scale for each block of 32 weights instead of each channel.
+        meaning: What it does, for cards and help.
+        engine: Whose quantizer makes it.
+        weights: The dtype that weights are stored in; None where they stay float32.
+        activations: The dtype that activations are stored in; such a scheme needs real samples to find their ranges.
+        io: The dtype of floating-point inputs and outputs unless told otherwise.
+        ios: The dtypes that can be asked for there.
+    """
+
+    name: SchemeName
+    meaning: str
+    engine: EngineName = "tflite"
+    weights: Literal["float16", "int8", "int4"] | None = None
+    activations: Literal["int8", "int16"] | None = None
+    io: IoType = "float32"
+    ios: tuple[IoType, ...] = ("float32",)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs real samples to find the ranges of activations."""
+        return self.activations is not None
+
+    @property
+    def flag(self) -> str:
+        """How a line asks for it: "--int8"."""
+        return f"--{self.name.replace('_', '-')}"
+
+
+SCHEMES: dict[str, Scheme] = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme("float32", "32-bit floating point, nothing quantized"),
+        Scheme("float16", "weights stored as 16-bit floating point", weights="float16"),
+        Scheme("dynamic", "8-bit weights, activations quantized as they come", weights="int8"),
+        Scheme(
+            "int8",
+            "8-bit weights and activations",
+            weights="int8",
+            activations="int8",
+            io="int8",
+            ios=get_args(IoType),
+        ),
+        Scheme("int16x8", "8-bit weights, 16-bit activations", weights="int8", activations="int16"),
+        Scheme("weight_only_wi8", "8-bit weights, computed in float32", "litert", "int8"),
+        Scheme("weight_only_wi4", "4-bit weights, computed in float32", "litert", "int4"),
+        Scheme("dynamic_wi8", "8-bit weights, activations quantized as they come", "litert", "int8"),
+        Scheme("dynamic_wi4", "4-bit weights, activations quantized as they come", "litert", "int4"),
+        Scheme("dynamic_wi4_b32", "4-bit weights with a scale for each block of 32", "litert", "int4"),
+        Scheme("static_wi8_ai8", "8-bit weights and activations", "litert", "int8", "int8"),
+        Scheme("static_wi8_ai16", "8-bit weights, 16-bit activations", "litert", "int8", "int16"),
+    )
+}
