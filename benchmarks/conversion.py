@@ -22,9 +22,9 @@ from benchmarks.report import Row, run
 from tests.evaluate import by_hand
 from tfdeploy_magic import sources
 from tfdeploy_magic.artifacts.models import LiteFile
+from tfdeploy_magic.artifacts.schemes import SCHEMES
 from tfdeploy_magic.jobs import Report, Worker, silent
 from tfdeploy_magic.quantize import engine
-from tfdeploy_magic.artifacts.schemes import SCHEMES
 from tfdeploy_magic.sources.samples import NamedData, gather
 
 CALIBRATION_SAMPLES = 100

@@ -15,6 +15,7 @@ from tests.evaluate import by_hand
 from tests.sources import models
 from tfdeploy_magic.artifacts import store
 from tfdeploy_magic.artifacts.evidence import Evidence
+from tfdeploy_magic.artifacts.schemes import SCHEMES
 from tfdeploy_magic.commands.lite_model import LiteModel
 from tfdeploy_magic.commands.tflite_convert import tflite_convert
 from tfdeploy_magic.errors import (
@@ -30,7 +31,6 @@ from tfdeploy_magic.errors import (
     UserCodeError,
 )
 from tfdeploy_magic.jobs import Progress
-from tfdeploy_magic.artifacts.schemes import SCHEMES
 
 
 @pytest.fixture

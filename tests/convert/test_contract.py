@@ -12,11 +12,11 @@ from tests.convert import tiny
 from tests.evaluate import by_hand
 from tfdeploy_magic import sources
 from tfdeploy_magic.artifacts.models import LiteFile
+from tfdeploy_magic.artifacts.schemes import SCHEMES
 from tfdeploy_magic.artifacts.signature import UNKNOWN_RANK, Signature, TensorSpec
 from tfdeploy_magic.convert import contract
 from tfdeploy_magic.convert.describe import describe
 from tfdeploy_magic.errors import ContractBroken, VariablesLost
-from tfdeploy_magic.artifacts.schemes import SCHEMES
 
 
 @pytest.fixture(scope="module")

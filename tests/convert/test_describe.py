@@ -15,8 +15,8 @@ from tests.conftest import Digits
 from tests.convert import tiny
 from tests.evaluate import by_hand
 from tfdeploy_magic.artifacts.models import LiteFile
-from tfdeploy_magic.convert.describe import describe
 from tfdeploy_magic.artifacts.schemes import SCHEMES
+from tfdeploy_magic.convert.describe import describe
 
 Describe = Callable[..., LiteFile]
 

@@ -14,10 +14,10 @@ from tests.evaluate import by_hand
 from tfdeploy_magic import sources
 from tfdeploy_magic.artifacts.models import LiteFile, SavedModelDir
 from tfdeploy_magic.artifacts.samples import SampleSet, save_arrays
+from tfdeploy_magic.artifacts.schemes import SCHEMES
 from tfdeploy_magic.errors import ConversionCrashed, ConversionError, DataError
 from tfdeploy_magic.jobs import Progress, Worker
 from tfdeploy_magic.quantize import engine
-from tfdeploy_magic.artifacts.schemes import SCHEMES
 
 ROWS = 60
 

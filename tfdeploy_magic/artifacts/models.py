@@ -88,7 +88,8 @@ class LiteFile:
         scheme = SCHEMES.get(self.scheme)
         if scheme is None or scheme.weights is None:
             return None
-        held, asked = self.weights, (scheme.weights,)
+        held: Mapping[str, int] = self.weights
+        asked: tuple[str, ...] = (scheme.weights,)
         if scheme.activations is not None:
             # Shifts and sums of 8-bit activations may be 16 bits wide, and 8-bit ones appear beside 16-bit ones.
             held, asked = self.activations, ("int8", "uint8", "int16")

@@ -23,6 +23,7 @@ from tfdeploy_magic.artifacts.evidence import Evidence, Finding
 from tfdeploy_magic.artifacts.models import LiteFile, SavedModelDir
 from tfdeploy_magic.artifacts.provenance import Provenance
 from tfdeploy_magic.artifacts.samples import SampleSet, digest_of
+from tfdeploy_magic.artifacts.schemes import SCHEMES, IoType, SchemeName
 from tfdeploy_magic.commands.declaration import FromKernel, Named, OnTheLine, Options, command
 from tfdeploy_magic.commands.lite_model import PATIENCE_SECONDS, LiteModel, source_reference
 from tfdeploy_magic.convert import preparation
@@ -31,7 +32,6 @@ from tfdeploy_magic.evaluate import calibration, judge, measure, metrics
 from tfdeploy_magic.jobs import Report, Worker
 from tfdeploy_magic.jobs.progress import Listener
 from tfdeploy_magic.quantize import engine
-from tfdeploy_magic.artifacts.schemes import SCHEMES, IoType, SchemeName
 from tfdeploy_magic.sources import Source, samples
 from tfdeploy_magic.sources.native import give_back_memory, native_stderr_to
 from tfdeploy_magic.sources.samples import NamedData

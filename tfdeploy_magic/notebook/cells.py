@@ -13,12 +13,12 @@ from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 
+from tfdeploy_magic.artifacts.schemes import SCHEMES
 from tfdeploy_magic.commands.declaration import Named
 from tfdeploy_magic.commands.lite_model import LiteModel
 from tfdeploy_magic.errors import InputError
 from tfdeploy_magic.notebook import namespace, recorder
 from tfdeploy_magic.notebook.recorder import Recorded, Recorder
-from tfdeploy_magic.artifacts.schemes import SCHEMES
 from tfdeploy_magic.sources.samples import NamedData
 
 FUNCTIONS = ("preprocess", "postprocess", "metric")

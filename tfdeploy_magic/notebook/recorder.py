@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tfdeploy_magic.artifacts.schemes import SCHEMES, IoType, SchemeName
 from tfdeploy_magic.convert.plain import to_json
 from tfdeploy_magic.errors import DataError, InputError, NameNotFound, NotAModel
-from tfdeploy_magic.artifacts.schemes import SCHEMES, IoType, SchemeName
 
 _NOT_SETTINGS = {
     "_funcs",

@@ -11,6 +11,7 @@ from typing import Any
 
 from tfdeploy_magic.artifacts.models import LiteFile, SavedModelDir
 from tfdeploy_magic.artifacts.samples import SampleSet, open_arrays
+from tfdeploy_magic.artifacts.schemes import SCHEMES, IoType
 from tfdeploy_magic.artifacts.signature import UNKNOWN_RANK, Arrays, Signature
 from tfdeploy_magic.convert import contract, plain, refusals
 from tfdeploy_magic.convert.converter import open_graph
@@ -18,7 +19,6 @@ from tfdeploy_magic.convert.describe import describe
 from tfdeploy_magic.errors import ConversionCrashed, ConversionError, DataError, JobFailed
 from tfdeploy_magic.evaluate.session import LiteSession
 from tfdeploy_magic.jobs import Report, Worker
-from tfdeploy_magic.artifacts.schemes import SCHEMES, IoType
 
 _CRASH_CURES = {
     "calibrating": "Loops (LSTM, GRU) crash TensorFlow's calibrator: build with unroll=True, or use --dynamic.",
