@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from tfdeploy_magic.commands.inspect import inspect as inspect
+    from tfdeploy_magic.commands.quantize import quantize as quantize
     from tfdeploy_magic.commands.tfdeploy import tfdeploy as tfdeploy
     from tfdeploy_magic.commands.tflite_convert import tflite_convert as tflite_convert
 
@@ -17,11 +18,12 @@ __all__ = [
     "__version__",
     "inspect",
     "load_ipython_extension",
+    "quantize",
     "tfdeploy",
     "tflite_convert",
     "unload_ipython_extension",
 ]
-_VERBS = ("inspect", "tfdeploy", "tflite_convert")
+_VERBS = ("inspect", "quantize", "tfdeploy", "tflite_convert")
 
 _loaded: dict[int, Any] = {}
 

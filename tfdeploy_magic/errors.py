@@ -8,6 +8,7 @@ TfdeployError              anything this package raises on purpose
 │   ├── DataError          calibration or test data that does not fit, is empty or is not finite
 │   └── OutputError        the file cannot be written where it was asked for
 ├── UserCodeError          your generator or metric raised or hung; its own exception is the cause
+├── BudgetNotMet           no file costs as little as was asked; the nearest is named
 ├── ConversionError        TensorFlow refused the model
 │   └── ContractBroken     a file was made, but it is not what was asked for
 │       └── VariablesLost  ... because its variables have no values
@@ -73,6 +74,10 @@ class OutputError(InputError):
 
 class UserCodeError(TfdeployError):
     """The person's own generator or metric raised or hung; its exception is ``__cause__``."""
+
+
+class BudgetNotMet(TfdeployError):
+    """No file of a comparison costs as little as was asked."""
 
 
 class ConversionError(TfdeployError):

@@ -113,7 +113,7 @@ def test_the_recipe_says_how_the_file_came_to_be(converted: dict[str, LiteModel]
     assert {"tracing", "freezing", "calibrating", "quantizing", "validating"} <= set(made.seconds)
     assert made.cpu_seconds > 0
     float_made = converted["float32"].provenance
-    assert (float_made.calibration, float_made.calibration_sha256) == (None, None)
+    assert (float_made.calibration, float_made.manifest) == (None, {})
     assert float_made.source_sha256 == made.source_sha256
 
 

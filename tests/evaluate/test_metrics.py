@@ -135,3 +135,50 @@ def test_a_metric_that_raises_or_hangs_is_the_persons_own_error() -> None:
     with pytest.raises(UserCodeError, match="mine hung"):
         custom(lambda labels, output: release.wait())
     release.set()
+
+
+def test_the_fall_of_a_share_has_the_interval_of_agresti_and_min() -> None:
+    before, after = np.ones(100), np.ones(100)
+    after[:10] = 0
+    before[95:], after[95:] = 0, 1
+    mean, low, high = metrics.fall(before, after)
+    worse, better, n = 10 + 0.5, 5 + 0.5, 100 + 2
+    half = 1.959964 * np.sqrt(worse + better - (worse - better) ** 2 / n) / n
+    assert mean == pytest.approx(0.05)
+    assert (low, high) == (pytest.approx((worse - better) / n - half), pytest.approx((worse - better) / n + half))
+
+
+def test_the_fall_of_two_that_never_differ_is_zero_and_its_interval_is_not_a_point() -> None:
+    mean, low, high = metrics.fall(np.ones(500), np.ones(500))
+    assert mean == 0
+    assert low < 0 < high < 0.006
+
+
+def test_the_interval_of_a_fall_holds_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(400):
+        before = (rng.random(300) < 0.9).astype(float)
+        after = np.where(rng.random(300) < 0.04, 0.0, before)
+        _, low, high = metrics.fall(before, after)
+        held += low <= 0.9 * 0.04 <= high
+    assert 0.92 <= held / 400 <= 0.99
+
+
+def test_the_fall_of_a_mean_has_the_interval_of_paired_differences() -> None:
+    rng = np.random.default_rng(0)
+    before = rng.normal(size=50)
+    after = before - 0.5 + rng.normal(scale=0.1, size=50)
+    mean, low, high = metrics.fall(before, after)
+    half = 1.959964 * (before - after).std(ddof=1) / np.sqrt(50)
+    assert mean == pytest.approx((before - after).mean())
+    assert high - low == pytest.approx(2 * half)
+
+
+@pytest.mark.parametrize(("drop", "needed"), [(0.02, 149), (0.01, 299), (0.05, 59), (0.1, 29)])
+def test_a_small_drop_takes_many_samples_to_rule_out(drop: float, needed: int) -> None:
+    from scipy.stats import beta
+
+    assert metrics.samples_to_show(drop) == needed
+    # Clopper and Pearson's one-sided 95% bound of nothing seen in that many.
+    assert beta.ppf(0.95, 1, needed) <= drop < beta.ppf(0.95, 1, needed - 1)

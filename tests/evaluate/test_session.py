@@ -14,8 +14,8 @@ from tfdeploy_magic.artifacts.samples import SampleSet, save_arrays
 from tfdeploy_magic.convert.describe import describe
 from tfdeploy_magic.errors import DataError
 from tfdeploy_magic.evaluate import measure
-from tfdeploy_magic.evaluate.session import LiteSession
-from tfdeploy_magic.jobs import Report, Worker, silent
+from tfdeploy_magic.evaluate.session import LiteSession, latencies_task
+from tfdeploy_magic.jobs import Progress, Report, Worker, silent
 
 REPORT = Report(silent)
 
@@ -80,6 +80,38 @@ def test_a_session_answers_any_number_of_samples_in_any_order(
         np.testing.assert_array_equal(only(session.predict({name: digits.x_test[:count]}, REPORT)), expected[:count])
     assert session.latency({name: digits.x_test}, REPORT).runs >= 10
     np.testing.assert_array_equal(only(session.predict({name: digits.x_test[:65]}, REPORT)), expected[:65])
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(40, 8), (3, 8)])
+def test_what_is_timed_is_the_samples_themselves(
+    contents: dict[str, bytes], digits: Digits, written: Any, count: int, wanted: int
+) -> None:
+    """Zeros would not do: LiteRT skips them in the layers of a dynamic file."""
+    session = LiteSession(written(contents["dynamic"]))
+    (name,) = by_hand.interpreter(contents["dynamic"]).get_signature_runner().get_input_details()
+    x = digits.x_test[:count]
+    once, batch = session.stopwatch({name: x}, wanted)
+    assert once() > 0
+    assert batch == wanted
+    (index,) = (index for index, _ in session._outputs.values())
+    expected = only(by_hand.answers(contents["dynamic"], {name: np.concatenate([x, x[-1:].repeat(wanted, axis=0)])}))
+    rows = [min(row, count - 1) for row in range(wanted)]
+    np.testing.assert_allclose(session._interpreter.get_tensor(index), expected[rows], atol=1e-6)
+
+
+def test_timing_several_files_says_how_far_it_is(
+    contents: dict[str, bytes], digits: Digits, written: Any, tmp_path: Path
+) -> None:
+    file = file_of(written(contents["int8"]))
+    inputs = save_arrays(tmp_path / "in", {file.inputs[0].name: digits.x_test[:3]})
+    heard: list[Progress] = []
+    rows = [{"path": str(file.path), "sha256": file.sha256}] * 2
+    found = latencies_task(Report(heard.append), rows, {name: str(path) for name, path in inputs.items()}, 0.3)
+    assert [one["batch"] for one in found if one] == [1, 1]
+    assert {progress.stage for progress in heard} == {"loading the files", "timing"}
+    shares = [progress.fraction for progress in heard if progress.stage == "timing" and progress.fraction is not None]
+    assert shares
+    assert shares == sorted(shares)
 
 
 def test_a_batch_size_fixed_in_the_graph_is_filled_up_and_cut_off(written: Any) -> None:

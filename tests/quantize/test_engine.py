@@ -14,12 +14,14 @@ from tests.evaluate import by_hand
 from tfdeploy_magic import sources
 from tfdeploy_magic.artifacts.models import LiteFile, SavedModelDir
 from tfdeploy_magic.artifacts.samples import SampleSet, save_arrays
-from tfdeploy_magic.artifacts.schemes import SCHEMES
+from tfdeploy_magic.artifacts.schemes import SCHEMES, Variant
 from tfdeploy_magic.errors import ConversionCrashed, ConversionError, DataError
 from tfdeploy_magic.jobs import Progress, Worker
-from tfdeploy_magic.quantize import engine
+from tfdeploy_magic.quantize.engine import Maker
 
 ROWS = 60
+
+TENSORFLOWS = [scheme.name for scheme in SCHEMES.values() if scheme.engine == "tflite"]
 
 
 @pytest.fixture
@@ -37,7 +39,8 @@ def saved_and_calibrated(model: Any, rows: Any, folder: Path) -> tuple[SavedMode
 def made(model: Any, rows: Any, folder: Path, *schemes: str, io: Any = None) -> dict[str, LiteFile]:
     saved, calibration = saved_and_calibrated(model, rows, folder)
     with Worker(deadline=300) as worker:
-        return engine.make_files(worker, saved, schemes, folder / f"made-{io}", io=io, calibration=calibration)
+        maker = Maker(worker, saved, folder / f"made-{io}", calibration=calibration)
+        return {scheme: maker.make(Variant(scheme, io)) for scheme in schemes}
 
 
 def assert_equal_answers(file: LiteFile, plain: bytes, x: Any) -> None:
@@ -52,10 +55,10 @@ def assert_equal_answers(file: LiteFile, plain: bytes, x: Any) -> None:
 
 @pytest.fixture(scope="module")
 def cnn_files(trained_cnn: Any, digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> dict[str, LiteFile]:
-    return made(trained_cnn, digits.x_train[:ROWS], tmp_path_factory.mktemp("cnn"), *SCHEMES)
+    return made(trained_cnn, digits.x_train[:ROWS], tmp_path_factory.mktemp("cnn"), *TENSORFLOWS)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", TENSORFLOWS)
 def test_a_small_cnn_answers_as_the_plain_converters_file(
     cnn_files: dict[str, LiteFile], trained_cnn: Any, digits: Digits, scheme: str
 ) -> None:
@@ -94,9 +97,15 @@ def test_one_conversion_reports_its_stages_in_order(trained_cnn: Any, digits: Di
     seen: list[Progress] = []
     saved, calibration = saved_and_calibrated(trained_cnn, digits.x_train[:20], tmp_path)
     with Worker(deadline=300, listener=seen.append) as worker:
-        engine.make_files(worker, saved, ["int8"], tmp_path / "made", calibration=calibration)
+        Maker(worker, saved, tmp_path / "made", calibration=calibration).make(Variant("int8"))
     stages = list(dict.fromkeys(progress.stage for progress in seen if progress.stage != "starting a job"))
-    assert stages == ["reading the graph", "converting to float32", "calibrating", "quantizing", "loading the file"]
+    assert stages == [
+        "reading the graph",
+        "converting to float32",
+        "calibrating",
+        "quantizing to int8",
+        "loading the file",
+    ]
 
 
 # MobileNetV2
@@ -121,10 +130,10 @@ def mobilenet() -> tuple[Any, Any]:
 @pytest.fixture(scope="module")
 def mobilenet_files(mobilenet: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, LiteFile]:
     model, x = mobilenet
-    return made(model, x[:8], tmp_path_factory.mktemp("mobilenet"), *SCHEMES)
+    return made(model, x[:8], tmp_path_factory.mktemp("mobilenet"), *TENSORFLOWS)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", TENSORFLOWS)
 def test_mobilenet_v2_answers_as_the_plain_converters_file(
     mobilenet_files: dict[str, LiteFile], mobilenet: tuple[Any, Any], scheme: str
 ) -> None:
@@ -149,7 +158,7 @@ SEQUENCES = np.random.default_rng(0).normal(size=(20, 10, 4)).astype("float32")
 def test_a_loop_over_an_open_batch_is_refused_with_its_cure(tmp_path: Path, worker: Worker) -> None:
     saved, calibration = saved_and_calibrated(lstm(), SEQUENCES, tmp_path)
     with pytest.raises(ConversionError, match=r"LSTM[^!]*unroll=True"):
-        engine.make_files(worker, saved, ["int8"], tmp_path / "made", calibration=calibration)
+        Maker(worker, saved, tmp_path / "made", calibration=calibration).make(Variant("int8"))
     assert worker.call("tests.jobs.tasks:echo", {"value": 1})["value"] == 1
 
 
@@ -163,7 +172,7 @@ def test_a_loop_over_one_sample_never_costs_more_than_its_job(tmp_path: Path, wo
     model = lstm(start={"shape": (10, 4), "batch_size": 1})
     saved, calibration = saved_and_calibrated(model, SEQUENCES, tmp_path)
     try:
-        file = engine.make_files(worker, saved, ["int8"], tmp_path / "made", calibration=calibration)["int8"]
+        file = Maker(worker, saved, tmp_path / "made", calibration=calibration).make(Variant("int8"))
     except ConversionCrashed as error:
         assert error.signal is not None
         assert error.stage == "calibrating"
@@ -180,7 +189,7 @@ def test_an_operation_without_a_builtin_is_refused_by_its_name(tmp_path: Path, w
     model = keras.Model(x, keras.ops.erf(x))
     saved, _ = saved_and_calibrated(model, SEQUENCES[:, 0], tmp_path)
     with pytest.raises(ConversionError, match=r"the operation tf\.Erf[^!]*preprocessing"):
-        engine.make_files(worker, saved, ["float32"], tmp_path / "made")
+        Maker(worker, saved, tmp_path / "made").make(Variant("float32"))
 
 
 def test_fewer_samples_than_one_fixed_batch_cannot_calibrate(tmp_path: Path) -> None:

@@ -144,8 +144,7 @@ class Table:
         rows: The files, in the order they were asked for.
         failures: Those that could not be made.
         budget: What was asked for; empty when nothing was.
-        best: The label of the row to take: the smallest that meets the budget, or without one the smallest that is ok;
-            None when there is none.
+        best: The label of the row to take; None when there is none.
         trials: The steps of a search, in order.
         contrasts: Where the two engines differ.
         sweep: Latencies over threads and batch sizes, when they were asked for.
@@ -170,6 +169,16 @@ class Table:
     def pareto(self) -> tuple[str, ...]:
         """The labels of the rows than which no other is both as small and as close to the source, and better in one."""
         return tuple(row.label for row in self.rows if _worth_having(row, self.rows))
+
+    @property
+    def nearest(self) -> Row | None:
+        """The row that misses the budget by the least; None when nothing was made."""
+        return min(self.rows, key=self._missed, default=None)
+
+    def _missed(self, row: Row) -> tuple[int, float]:
+        missed = self.budget.excess(row)
+        shares = {"drop": self.budget.max_drop or 1.0, "size": 1.0, "latency": 1.0}
+        return len(missed), max((amount / shares[limit] for limit, amount in missed.items()), default=0.0)
 
     @property
     def noise(self) -> float | None:

@@ -19,7 +19,8 @@ class Provenance:
         route: The steps, in order, each a clause.
         options: Every option that shaped the file.
         calibration: Which samples calibrated it; None when none were needed.
-        calibration_sha256: A digest of them.
+        manifest: What they were: how many, their digest, the seed of their draw, the function that prepared them and
+            the digest of the float model they calibrated; empty when none were needed.
         test: Which samples tested it; None when nothing fitted.
         versions: Package -> version.
         seconds: Stage -> wall seconds.
@@ -37,7 +38,7 @@ class Provenance:
     route: tuple[str, ...]
     options: Mapping[str, object]
     calibration: str | None
-    calibration_sha256: str | None
+    manifest: Mapping[str, object]
     test: str | None
     versions: Mapping[str, str]
     seconds: Mapping[str, float]

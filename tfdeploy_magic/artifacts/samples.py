@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,16 +24,26 @@ class SampleSet:
         count: How many samples.
         name: Where they came from, in the person's words: "x_train (100 of 1297, spread evenly)".
         labels: ``[count]`` class indices, ``[count, classes]`` one-hot, or any targets; None when unknown.
+        seed: Of the draw, where they were drawn at random from more.
     """
 
     files: Mapping[str, Path]
     count: int
     name: str
     labels: npt.NDArray[Any] | None = None
+    seed: int | None = None
 
     def open(self) -> Arrays:
         """Memory-map every input."""
         return open_arrays(self.files)
+
+    def first(self, count: int, folder: Path) -> SampleSet:
+        """Return the first of them as samples of their own, in ``folder`` where that takes a copy."""
+        if self.count <= count:
+            return self
+        files = save_arrays(folder, {name: array[:count] for name, array in self.open().items()})
+        labels = None if self.labels is None else self.labels[:count]
+        return SampleSet(files, count, f"{self.name}, the first {count}", labels)
 
     def row_digests(self) -> list[bytes]:
         """Return one digest a sample, equal exactly when two samples are equal bit for bit."""
@@ -43,10 +54,26 @@ class SampleSet:
             for row in range(self.count)
         ]
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
         """A digest of all samples in order."""
         return hashlib.sha256(b"".join(self.row_digests())).hexdigest()
+
+    def manifest(self, *, preprocess: str | None, model_sha256: str) -> dict[str, object]:
+        """Return what it takes to know a year later which samples these were.
+
+        Args:
+            preprocess: The function that prepared them, by name; None when there was none.
+            model_sha256: Of the model that they calibrated.
+        """
+        return {
+            "name": self.name,
+            "samples": self.count,
+            "sha256": self.sha256,
+            "seed": self.seed,
+            "preprocess": preprocess,
+            "model_sha256": model_sha256,
+        }
 
 
 BLOCK_BYTES = 1_000_000

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 EngineName = Literal["tflite", "litert"]
 """TensorFlow's own quantizer, which guides know and upstream deprecates; and litert-quantizer, its successor."""
@@ -86,3 +86,70 @@ SCHEMES: dict[str, Scheme] = {
         Scheme("static_wi8_ai16", "8-bit weights, 16-bit activations", "litert", "int8", "int16"),
     )
 }
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One file to make of a model: a scheme, and what of it is done otherwise.
+
+    Args:
+        scheme: A name in :data:`SCHEMES`.
+        io: The dtype of floating-point inputs and outputs of an int8 file; the scheme's own when None.
+        equalized: Whether the ranges of channels are evened out first.
+        range_rule: How the ranges of a calibrated scheme of litert-quantizer are found.
+        denylisted_ops: Operators that stay float, "SOFTMAX".
+        denylisted_nodes: Output tensors of operators that stay float.
+        recipe: Pairs of output tensors and the scheme that their operators get instead; later ones decide.
+        name: What to call it in place of what the rest says; "" for that.
+    """
+
+    scheme: str
+    io: IoType | None = None
+    equalized: bool = False
+    range_rule: RangeRule = "min_max"
+    denylisted_ops: tuple[str, ...] = ()
+    denylisted_nodes: tuple[str, ...] = ()
+    recipe: tuple[tuple[tuple[str, ...], str], ...] = ()
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """What tells it from others of the same model."""
+        if self.name:
+            return self.name
+        told = [self.scheme]
+        told += ["equalized"] if self.equalized else []
+        told += ["moving average"] if self.range_rule != "min_max" else []
+        if held := (*self.denylisted_ops, *self.denylisted_nodes):
+            told.append(f"{held[0]} float" if len(held) == 1 and len(held[0]) < 20 else f"{len(held)} names float")
+        told += ["recipe"] if self.recipe else []
+        return ", ".join(told)
+
+    @property
+    def file_scheme(self) -> str:
+        """The scheme that its file can be held to; "recipe" where layers differ."""
+        return "recipe" if self.recipe or self.denylisted_ops or self.denylisted_nodes else self.scheme
+
+    @property
+    def asked_io(self) -> IoType:
+        """The dtype of its floating-point inputs and outputs."""
+        scheme = SCHEMES[self.scheme]
+        return (self.io if len(scheme.ios) > 1 else None) or scheme.io
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether any part of it needs real samples."""
+        return any(SCHEMES[name].calibrated for name in (self.scheme, *(scheme for _, scheme in self.recipe)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that survives JSON; its name is no part of what it is."""
+        parts = asdict(self)
+        del parts["name"]
+        return parts
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Variant:
+        """Rebuild from :meth:`to_dict`, also after a trip through JSON."""
+        recipe = tuple((tuple(tensors), scheme) for tensors, scheme in data["recipe"])
+        lists = {name: tuple(data[name]) for name in ("denylisted_ops", "denylisted_nodes")}
+        return cls(**{**data, **lists, "recipe": recipe})

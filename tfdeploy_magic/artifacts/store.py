@@ -29,7 +29,7 @@ from tfdeploy_magic.errors import OutputError
 LIMIT = 4_000_000_000
 """Bytes that the store may hold; ``TFDEPLOY_STORE_LIMIT`` sets another number, as in 500MB."""
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: entries of another format are not found."""
 
 IN_USE_SECONDS = 60.0

@@ -24,11 +24,11 @@ class FromKernel:
     """The option names something in the kernel: its value is looked up before ``run``.
 
     Args:
-        kind: "model"; "data", which may be "x" or "x,labels"; "function"; or "metric", a function where any other word
-            stays a word.
+        kind: "model"; "data", which may be "x" or "x,labels"; "function"; "metric", a function where any other word
+            stays a word; or "value", whatever it is.
     """
 
-    kind: Literal["model", "data", "function", "metric"]
+    kind: Literal["model", "data", "function", "metric", "value"]
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,19 @@ class Command(Generic[Result]):
     """A verb: what it is called, what it takes, and what it does.
 
     Calling it is the Python face: ``tflite_convert(model, scheme="int8")``.
+
+    Args:
+        name: What its magic is called.
+        options: What it takes.
+        run: What it does.
+        cell: What the cell of its magic is: "converter", code that may use TensorFlow's converter; or the name of the
+            option that takes the cell's text. None when it has no cell magic.
     """
 
     name: str
     options: type[Options]
     run: Callable[[Any, Listener], Result]
-    cell: bool = False
+    cell: str | None = None
 
     def __post_init__(self) -> None:
         fields = self.options.model_fields
@@ -116,9 +123,9 @@ COMMANDS: dict[str, Command[Any]] = {}
 
 
 def command(
-    name: str, options: type[Options], *, cell: bool = False
+    name: str, options: type[Options], *, cell: str | None = None
 ) -> Callable[[Callable[[Any, Listener], Result]], Command[Result]]:
-    """Register ``run(options, progress)`` as a verb, which may also be the magic of a whole cell."""
+    """Register ``run(options, progress)`` as a verb; ``cell`` as :class:`Command` has it."""
 
     def register(run: Callable[[Any, Listener], Result]) -> Command[Result]:
         COMMANDS[name] = Command(name, options, run, cell)

@@ -60,8 +60,13 @@ class LiteModel:
 
     @property
     def scheme(self) -> str:
-        """ "float32", "float16", "dynamic", "int8" or "int16x8"."""
+        """The scheme it was made with, "int8"; "recipe" where layers differ."""
         return self.file.scheme
+
+    @property
+    def label(self) -> str:
+        """What tells it from other files of the same model, "int8, equalized"."""
+        return str(self.provenance.options.get("label", self.scheme))
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tfdeploy_magic.artifacts.evidence import MINIMUM_SAMPLES, Evidence, Finding, Latency, Score
+from tfdeploy_magic.artifacts.evidence import MINIMUM_SAMPLES, Drop, Evidence, Finding, Latency, Score
 from tfdeploy_magic.artifacts.signature import Arrays
 from tfdeploy_magic.errors import DataError
 from tfdeploy_magic.evaluate import metrics
@@ -132,6 +132,11 @@ class Scored:
     score: Score
     per_sample: npt.NDArray[Any] | None
 
+    @property
+    def is_share(self) -> bool:
+        """Whether it is a share of samples, so that a drop is counted in points."""
+        return "accuracy" in self.metric
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -194,6 +199,7 @@ def judge(
         metric=base.scored.metric if base.scored else None,
         score=scored.score if scored else None,
         baseline_score=base.scored.score if base.scored else None,
+        drop=_drop(base.scored, scored),
         latency=latency,
         baseline_latency=base.latency,
         findings=worst_first(noticed),
@@ -303,6 +309,22 @@ def _parity_findings(parity: Parity, scheme: str, precision: str) -> Iterator[Fi
             yield Finding(level, "low-agreement", message, calibrate)
     elif parity.snr_db < LOW_SNR_DB:
         yield Finding("error" if parity.snr_db < POOR_SNR_DB else "warning", "low-snr", noise, calibrate)
+
+
+def _drop(before: Scored | None, after: Scored | None) -> Drop | None:
+    """Say how much worse a score is than the source model's on the same samples."""
+    if before is None or after is None:
+        return None
+    chosen = metrics.METRICS.get(before.metric)
+    sign = 1 if chosen is None or chosen.higher_is_better else -1
+    if before.per_sample is None or after.per_sample is None:
+        ends: tuple[float, ...] = (before.score.value - after.score.value,)
+    else:
+        ends = metrics.fall(before.per_sample, after.per_sample)
+    if sign < 0:
+        ends = (-ends[0], *(-end for end in reversed(ends[1:])))
+    whole = 1.0 if before.is_share else abs(before.score.value) or 1.0
+    return Drop(*(end / whole for end in ends))
 
 
 def _score_findings(before: Scored | None, after: Scored | None) -> Iterator[Finding]:

@@ -186,6 +186,36 @@ def mcnemar(before: npt.NDArray[Any], after: npt.NDArray[Any]) -> float:
     return float(min(1.0, 2 * tail / 2**n))
 
 
+def fall(before: npt.NDArray[Any], after: npt.NDArray[Any]) -> tuple[float, float, float]:
+    """Return how much a mean over the same samples fell, and the 95% interval of that.
+
+    For values of 0 and 1 the interval is Wald's with half a sample added to each cell of the table of who was right
+    (Agresti and Min 2005), which stays honest where the two never differ; for others the normal approximation.
+
+    Args:
+        before: ``[count]``, the first model's value for each sample.
+        after: ``[count]``, the second's.
+    """
+    difference = np.asarray(before, np.float64) - np.asarray(after, np.float64)
+    n, mean = len(difference), float(difference.mean())
+    if np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
+        worse, better = float(np.sum(difference > 0)) + 0.5, float(np.sum(difference < 0)) + 0.5
+        middle = (worse - better) / (n + 2)
+        half = Z95 * math.sqrt(max(worse + better - (worse - better) ** 2 / (n + 2), 0.0)) / (n + 2)
+        return mean, min(middle - half, mean), max(middle + half, mean)
+    half = Z95 * float(difference.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+    return mean, mean - half, mean + half
+
+
+def samples_to_show(drop: float) -> int:
+    """Return how many samples it takes to show that a share fell by less than ``drop``, 0 to 1.
+
+    Fewer cannot: even where all of them are answered alike, a share of ``drop`` may yet be answered otherwise, at 95%
+    (Clopper and Pearson 1934; for small drops the rule of three).
+    """
+    return math.ceil(math.log(0.05) / math.log1p(-drop))
+
+
 def _classes(labels: npt.NDArray[Any], output: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if labels.shape == output.shape and output.shape[1] > 1:
         return np.asarray(np.argmax(labels, axis=1))

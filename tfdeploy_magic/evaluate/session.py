@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tfdeploy_magic.artifacts.evidence import Latency
 from tfdeploy_magic.artifacts.samples import open_arrays, rows_at_a_time, save_arrays
 from tfdeploy_magic.artifacts.signature import Arrays, Signature, TensorSpec
 from tfdeploy_magic.errors import DataError
-from tfdeploy_magic.evaluate.latency import first_rows, summarize, timed_runs
+from tfdeploy_magic.evaluate.latency import first_rows, in_turn, summarize, summarize_rounds, timed_runs
 from tfdeploy_magic.jobs import Report
 
 BATCH_SIZE = 64
@@ -95,7 +96,24 @@ class LiteSession:
 
     def latency(self, inputs: Arrays, report: Report) -> Latency:
         """Time single samples, quantization of inputs and outputs not counted."""
-        batch = self._prepare(1, _rows_of(inputs))
+        once, batch = self.stopwatch(inputs)
+        return summarize(timed_runs(once, report), threads=self.threads, batch=batch)
+
+    def stopwatch(self, inputs: Arrays, wanted: int = 1) -> tuple[Callable[[], float], int]:
+        """Get ready to be timed, quantization of inputs and outputs not counted.
+
+        Args:
+            inputs: Input name -> ``[count, ...]``, real numbers; the last sample is repeated where there are too few.
+            wanted: Samples at a time.
+
+        Returns:
+            What runs the samples once and says how many seconds that took, and how many samples they are: another
+            number than was wanted where the graph takes no other.
+
+        Raises:
+            RuntimeError: The interpreter refuses the file.
+        """
+        batch = self._prepare(wanted, _rows_of(inputs))
         self._set_inputs({name: first_rows(array, batch) for name, array in inputs.items()})
 
         def once() -> float:
@@ -103,7 +121,23 @@ class LiteSession:
             self._interpreter.invoke()
             return time.perf_counter() - began
 
-        return summarize(timed_runs(once, report), threads=self.threads, batch=batch)
+        return once, batch
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Return what the interpreter runs of the main graph, as it was last prepared.
+
+        Returns:
+            One row an operator: "op_name", "inputs" and "outputs" (indices of tensors, -1 for an input that it does
+            without), "operand_types" and "result_types" (numpy's). After the operators come rows called DELEGATE, each
+            in place of some of them.
+        """
+        rows: list[dict[str, Any]] = self._interpreter._get_ops_details()
+        return rows
+
+    @property
+    def input_indices(self) -> frozenset[int]:
+        """The tensors that a caller sets."""
+        return frozenset(int(index) for index, _ in self._inputs.values())
 
     def _specs(self) -> list[tuple[str, TensorSpec]]:
         return [(name, spec) for name, (_, spec) in self._inputs.items()]
@@ -242,6 +276,16 @@ def _open_as_of(path: str, sha256: str, stamp: tuple[int, ...]) -> LiteSession:
 
     More than half of all corrupted files load and run without a word, so the digest and not the loader decides.
     """
+    check_unchanged(path, sha256)
+    return LiteSession(Path(path))
+
+
+def check_unchanged(path: str, sha256: str) -> None:
+    """Refuse a file that is no longer the one that was made.
+
+    Raises:
+        DataError: It has changed.
+    """
     found = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     if found != sha256:
         raise DataError(
@@ -250,7 +294,6 @@ def _open_as_of(path: str, sha256: str, stamp: tuple[int, ...]) -> LiteSession:
             wanted=f"{sha256[:12]}…",
             cure="Convert the model again.",
         )
-    return LiteSession(Path(path))
 
 
 def predict_task(report: Report, path: str, sha256: str, inputs: dict[str, str], folder: str) -> dict[str, str]:
@@ -282,3 +325,48 @@ def latency_task(report: Report, path: str, sha256: str, inputs: dict[str, str])
     session = _open(path, sha256)
     arrays = open_arrays({name: Path(file) for name, file in inputs.items()})
     return asdict(session.latency(arrays, report))
+
+
+def latencies_task(
+    report: Report,
+    files: list[dict[str, str]],
+    inputs: dict[str, str],
+    seconds: float,
+    threads: int = 1,
+    batch: int = 1,
+) -> list[dict[str, Any] | None]:
+    """Time several files of one model in turn; a job's entry.
+
+    Args:
+        report: Told of the progress.
+        files: The "path" and "sha256" of each.
+        inputs: Input name -> ``.npy`` file.
+        seconds: For all of them together, loading not counted.
+        threads: CPU threads of each interpreter.
+        batch: Samples at a time.
+
+    Returns:
+        For each file the fields of a :class:`Latency`, None where it cannot be loaded or run so.
+    """
+    report.stage("loading the files")
+    arrays = open_arrays({name: Path(file) for name, file in inputs.items()})
+    ready = [_stopwatch(file, arrays, threads, batch) for file in report.counting(files, len(files))]
+    report.stage("timing")
+    runs = iter(in_turn([timer for timer, _ in filter(None, ready)], report, seconds))
+    return [
+        asdict(summarize_rounds(next(runs), threads=threads, batch=one[1])) if one is not None else None
+        for one in ready
+    ]
+
+
+def _stopwatch(
+    file: dict[str, str], inputs: Arrays, threads: int, batch: int
+) -> tuple[Callable[[], float], int] | None:
+    """Load a file and run it once; None where it cannot."""
+    check_unchanged(file["path"], file["sha256"])
+    try:
+        once, taken = LiteSession(Path(file["path"]), threads).stopwatch(inputs, batch)
+        once()
+    except (RuntimeError, ValueError):  # the interpreter raises either
+        return None
+    return once, taken

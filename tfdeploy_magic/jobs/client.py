@@ -168,6 +168,13 @@ class Worker:
                     self._discard()
                 raise
 
+    def cancel(self) -> None:
+        """End the call that another thread is waiting in; there it raises ``JobCrashed``."""
+        process = self._process
+        if process is not None and (pid := process.pid) is not None and not process.gone():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def output(self) -> str:
         """Everything the worker has printed."""
         return self._process.output() if self._process else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
@@ -18,11 +18,13 @@ class Progress:
         stage: What is being done, "calibrating".
         fraction: How much of the stage is done, 0 to 1; None where that cannot be known.
         elapsed: Seconds since the stage began.
+        so_far: What is finished already, to be shown meanwhile; None where there is nothing new to show.
     """
 
     stage: str
     fraction: float | None = None
     elapsed: float = 0.0
+    so_far: Any = None
 
     @property
     def eta(self) -> float | None:
@@ -71,6 +73,15 @@ class Report:
         for done, item in enumerate(items):
             yield item
             self.fraction((done + 1) / total)
+
+    def show(self, so_far: Any) -> None:
+        """Hand over what is finished already."""
+        self._last = time.monotonic()
+        self._listener(Progress(self._stage, None, self._last - self._began, so_far))
+
+    def pass_on(self, progress: Progress) -> None:
+        """Let the listener hear of work that is no stage of this report's own."""
+        self._listener(progress)
 
     def relay(self, progress: Progress) -> None:
         """Pass on what a job reported as if it were said here."""

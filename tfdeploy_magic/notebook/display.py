@@ -29,9 +29,12 @@ class Stage:
         self._show = show_progress and (not self._terminal or sys.stderr.isatty())
         self._handle: Any = None
         self._last = ("", 0.0)
+        self._so_far: dict[str, str] = {}
 
     def listen(self, progress: Progress) -> None:
         """Show one moment; repeated moments of one stage at most ten times a second."""
+        if progress.so_far is not None and self._show:
+            self._so_far = progress.so_far._repr_mimebundle_()
         stage, when = self._last
         if not self._show or (progress.stage == stage and time.monotonic() - when < 0.1):
             return
@@ -40,6 +43,7 @@ class Stage:
             print(f"\r\033[K{views.text(progress)}", end="", file=sys.stderr, flush=True)
             return
         bundle = {"text/html": views.html(progress), "text/plain": views.text(progress)}
+        bundle = {kind: f"{self._so_far.get(kind, '')}\n{line}" for kind, line in bundle.items()}
         if self._handle is None:
             self._handle = display(bundle, raw=True, display_id=True)  # type: ignore[no-untyped-call]
         else:

@@ -10,7 +10,7 @@ from traitlets import Bool
 from traitlets.config import Configurable
 
 from tfdeploy_magic import __version__, jobs
-from tfdeploy_magic.commands import inspect, tfdeploy, tflite_convert  # noqa: F401  (importing registers them)
+from tfdeploy_magic.commands import inspect, quantize, tfdeploy, tflite_convert  # noqa: F401  (importing registers them)
 from tfdeploy_magic.commands.declaration import COMMANDS, Command, FromKernel, Named, Options
 from tfdeploy_magic.errors import JobCancelled, TfdeployError
 from tfdeploy_magic.notebook import discovery, namespace
@@ -85,6 +85,9 @@ class TFDeployMagics(Configurable):
         return magic
 
     def _run_cell(self, parser: CommandParser, command: Command[Any], parsed: Line, cell: str) -> Any:
+        if command.cell is not None and command.cell in command.options.model_fields:
+            return self._run(parser, command, {**parsed.values, command.cell: cell}, parsed.variable)
+
         def convert(values: dict[str, Any]) -> Any:
             return self._run(parser, command, values, parsed.variable)
 
@@ -135,6 +138,8 @@ class TFDeployMagics(Configurable):
         if kind == "metric":
             value = user_ns.get(words)
             return Named(words, value) if callable(value) else words
+        if kind == "value":
+            return Named(words, namespace.lookup(words, user_ns, wanted="a variable in this kernel"))
         if kind == "function":
             return Named(words, namespace.lookup(words, user_ns, wanted="a function in this kernel"))
         data, _, labels = words.partition(",")

@@ -101,11 +101,13 @@ class CommandParser(MagicArgumentParser):
             # It may be left out of a cell magic's line, where the cell itself says it.
             self.add_argument(name, metavar=name.upper(), help=field.description, nargs="?", choices=choices or None)
         elif form.flags:
-            group = self.add_mutually_exclusive_group()
+            several = get_origin(field.annotation) is tuple
+            group = self if several else self.add_mutually_exclusive_group()
+            action = "append_const" if several else "store_const"
             for choice in choices:
                 default = " (default)" if choice == field.default else ""
                 text = f"{field.description}: {choice}{default}"
-                group.add_argument(f"--{choice}", dest=name, action="store_const", const=choice, help=text)
+                group.add_argument(f"--{choice.replace('_', '-')}", dest=name, action=action, const=choice, help=text)
         elif field.annotation is bool:
             self.add_argument(*options, dest=name, action="store_const", const=True, help=field.description)
         else:

@@ -98,9 +98,10 @@ def gather(
         blocks, total = _blocks_of(columns, _labels_of(data, available), chosen), len(chosen)
         if data.preprocess is not None:
             blocks = _preprocessed(blocks, data, specs, role, seconds)
-        few = f"{len(chosen)} of {available} samples, drawn at random" if len(chosen) < available else ""
+        drawn = len(chosen) < available
+        few = f"{len(chosen)} of {available} samples, drawn at random" if drawn else ""
     else:
-        total = limit or STREAM_LIMIT
+        total, drawn = limit or STREAM_LIMIT, False
         blocks = _streamed_blocks(data, specs, role, seconds)
         few = f"the first {total} samples"
     sinks = [_NpyStream(folder / f"{position}.npy") for position in range(len(specs))]
@@ -134,6 +135,7 @@ def gather(
         count,
         f"{data.name} ({words})",
         np.concatenate(labels) if labels else None,
+        SEED if drawn else None,
     )
 
 

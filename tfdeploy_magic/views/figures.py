@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ParamSpec
 
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Figure
 
@@ -12,12 +16,26 @@ from tfdeploy_magic.artifacts.evidence import Evidence, Score
 from tfdeploy_magic.artifacts.models import LiteFile
 from tfdeploy_magic.artifacts.provenance import Provenance
 from tfdeploy_magic.views import words
+from tfdeploy_magic.views.html import printable
 
 # A figure brings its own paper: dark ink on it reads the same in a light and in a dark notebook.
 PAPER, INK, QUIET = "#fbfbfa", "#1f2328", "#8a8f98"
 BEFORE, AFTER = "#8a8f98", "#0072B2"
 
 MOST_BARS = 8
+
+_Arguments = ParamSpec("_Arguments")
+
+
+def on_own_paper(draw: Callable[_Arguments, Figure]) -> Callable[_Arguments, Figure]:
+    """Draw with matplotlib's defaults: a person's dark style would put white text on our light paper."""
+
+    @functools.wraps(draw)
+    def drawn(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Figure:
+        with style.context("default"):
+            return draw(*args, **kwargs)
+
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -35,6 +53,7 @@ class Bars:
     said: Callable[[int], str] = "{:,}".format
 
 
+@on_own_paper
 def size_and_score(file: LiteFile, evidence: Evidence, provenance: Provenance) -> Figure:
     """Draw size beside the task metric, source above and converted below.
 
@@ -53,6 +72,7 @@ def size_and_score(file: LiteFile, evidence: Evidence, provenance: Provenance) -
     return figure
 
 
+@on_own_paper
 def bars(panels: Sequence[Bars]) -> Figure:
     """Draw counts of several kinds side by side, the largest of each above."""
     most = max(min(len(panel.lengths), MOST_BARS) for panel in panels)
@@ -66,10 +86,10 @@ def bars(panels: Sequence[Bars]) -> Figure:
 def _draw_bars(axes: Axes, panel: Bars, places: int) -> None:
     largest = sorted(panel.lengths.items(), key=lambda item: (-item[1], item[0]))[:MOST_BARS]
     shown, all_of_them = len(largest), len(panel.lengths)
-    _prepare(axes, panel.title if shown == all_of_them else f"{panel.title} ({shown} of {all_of_them})")
+    prepare(axes, panel.title if shown == all_of_them else f"{panel.title} ({shown} of {all_of_them})")
     positions = range(places - 1, places - 1 - len(largest), -1)
     axes.barh(positions, [length for _, length in largest], height=0.62, color=AFTER)
-    axes.set_yticks(positions, [_plain(name) for name, _ in largest])
+    axes.set_yticks(positions, [plain(name) for name, _ in largest])
     axes.set_ylim(-0.6, places - 0.4)
     axes.set_xlim(0, max((length for _, length in largest), default=1) * 1.35)
     axes.set_xticks([])
@@ -78,13 +98,13 @@ def _draw_bars(axes: Axes, panel: Bars, places: int) -> None:
         axes.annotate(said, (length, position), xytext=(5, 0), textcoords="offset points", va="center", color=INK)
 
 
-def _plain(name: str) -> str:
-    """Return a name as it is drawn: short, and with no dollar sign, which would begin a formula."""
-    return (name if len(name) <= 24 else f"{name[:23]}…").replace("$", r"\$")
+def plain(name: str, longest: int = 24) -> str:
+    """Return a name as it is drawn: short, on one line, and with no dollar sign, which would begin a formula."""
+    return printable(name if len(name) <= longest else f"{name[: longest - 1]}…").replace("$", r"\$")
 
 
 def _sizes(axes: Axes, names: tuple[str, str], sizes: tuple[int, int]) -> None:
-    _prepare(axes, "size")
+    prepare(axes, "size")
     axes.barh([1, 0], sizes, height=0.56, color=(BEFORE, AFTER))
     axes.set_yticks([1, 0], names)
     axes.set_ylim(-0.45, 1.65)
@@ -96,7 +116,7 @@ def _sizes(axes: Axes, names: tuple[str, str], sizes: tuple[int, int]) -> None:
 
 def _scores(axes: Axes, scores: tuple[Score, Score], metric: str, n: int) -> None:
     interval = ", 95% interval" if scores[1].low is not None else ""
-    _prepare(axes, f"{metric}{interval} ({n} samples)")
+    prepare(axes, f"{metric}{interval} ({n} samples)")
     percent = 100.0 if "accuracy" in metric else 1.0
     for position, score, color in zip((1, 0), scores, (BEFORE, AFTER), strict=True):
         value = score.value * percent
@@ -112,7 +132,7 @@ def _scores(axes: Axes, scores: tuple[Score, Score], metric: str, n: int) -> Non
 
 
 def _parity_only(axes: Axes, evidence: Evidence) -> None:
-    _prepare(axes, "parity with the source model")
+    prepare(axes, "parity with the source model")
     axes.set_xticks([])
     axes.tick_params(axis="y", labelleft=False)
     lines = ["not measured"]
@@ -124,10 +144,21 @@ def _parity_only(axes: Axes, evidence: Evidence) -> None:
     axes.text(0.0, 0.5, "\n".join(lines), transform=axes.transAxes, va="center", color=INK)
 
 
-def _prepare(axes: Axes, title: str) -> None:
+def prepare(axes: Axes, title: str) -> None:
+    """Give axes the look of this package: a title, no frame, ink on paper."""
     axes.set_facecolor(PAPER)
     axes.set_title(title, loc="left", fontsize=9.5, color=INK)
     axes.tick_params(axis="y", length=0, colors=INK, labelsize=9.5)
     axes.tick_params(axis="x", labelsize=8.5)
     for side in ("top", "right", "left", "bottom"):
         axes.spines[side].set_visible(False)
+
+
+def round_ticks(low: float, high: float, most: int) -> list[float]:
+    """Return at most ``most`` round values between two positive ends: 1, 2 and 5 times powers of ten, evenly spread."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1, 2, 5), (1, 3), (1,)):
+        found = [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
+        if len(found) <= most:
+            return found
+    return found[:: math.ceil(len(found) / most)]

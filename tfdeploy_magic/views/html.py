@@ -9,7 +9,9 @@ from __future__ import annotations
 import base64
 import html
 import io
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from tfdeploy_magic.artifacts.evidence import Finding
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 GOOD, BAD, DOUBTFUL, NEUTRAL = "#009E73", "#D55E00", "#E69F00", "#999999"
 MARK = {"error": "✗", "warning": "!", "note": "·"}
 EDGE = {"error": BAD, "warning": DOUBTFUL, "note": NEUTRAL}
+Cell = str | tuple[str, str]
+"""What stands in one cell of a table: a line, or a line and a smaller one below it."""
 _LINE = "1px solid rgba(128,128,128,.35)"
 _CELL = f"padding:3px 14px 3px 0;text-align:left;border:0;border-bottom:{_LINE};background:transparent"
 _PRE = "white-space:pre-wrap;overflow-wrap:anywhere;font-size:12px;margin:4px 0 8px 0;background:transparent"
@@ -35,17 +39,18 @@ def escape(text: str) -> str:
     return html.escape("\n".join(printable(line) for line in text.split("\n")))
 
 
-def card(edge: str, label: str, parts: Iterable[str]) -> str:
+def card(edge: str, label: str, parts: Iterable[str], width: int = 820) -> str:
     """Return a card.
 
     Args:
         edge: The colour of its left edge.
         label: What a screen reader calls it.
         parts: HTML.
+        width: The most it takes up, in CSS pixels.
     """
     return (
         f'<div style="border:{_LINE};border-left:5px solid {edge};border-radius:4px;padding:10px 16px;'
-        f'max-width:820px;font-size:13px;line-height:1.45" role="group" aria-label="{escape(label)}">'
+        f'max-width:{width}px;font-size:13px;line-height:1.45" role="group" aria-label="{escape(label)}">'
         f"{''.join(parts)}</div>"
     )
 
@@ -55,34 +60,44 @@ def heading(strong: str, rest: str) -> str:
     return f'<div><strong style="font-size:15px">{escape(strong)}</strong>&ensp;{rest}</div>'
 
 
-def table(head: Sequence[str], *rows: Sequence[str]) -> str:
+def table(head: Sequence[Cell], *rows: Sequence[Cell]) -> str:
     """Return a table; the first cell of each row names it."""
-    titles = "".join(f'<th scope="col" style="{_cell(title)};font-weight:600">{escape(title)}</th>' for title in head)
+    titles = "".join(f'<th scope="col" style="{_cell(title)};font-weight:600">{_stacked(title)}</th>' for title in head)
     body = "".join(
-        f'<tr style="background:transparent"><th scope="row" style="{_cell(name)};font-weight:400">{escape(name)}</th>'
-        + "".join(f'<td style="{_cell(value)}">{escape(value)}</td>' for value in values)
+        '<tr style="background:transparent">'
+        f'<th scope="row" style="{_cell(name)};font-weight:400">{_stacked(name)}</th>'
+        + "".join(f'<td style="{_cell(value)}">{_stacked(value)}</td>' for value in values)
         + "</tr>"
         for name, *values in rows
     )
     return (
-        f'<table style="border-collapse:collapse;margin:8px 0;font-size:13px;border:0"><thead><tr>{titles}</tr></thead>'
-        f"<tbody>{body}</tbody></table>"
+        '<div style="overflow-x:auto"><table style="border-collapse:collapse;margin:8px 0;font-size:13px;border:0">'
+        f"<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
-def _cell(text: str) -> str:
+def _cell(value: Cell) -> str:
     # A mark stays with its word and a number with its unit, however long the other cells are.
-    return f"{_CELL};white-space:nowrap" if len(text) <= 16 else _CELL
+    kept_whole = len(value) <= 16 if isinstance(value, str) else max(map(len, value)) <= 32
+    return f"{_CELL};white-space:nowrap" if kept_whole else _CELL
 
 
-def picture(figure: Figure, alternative: str) -> str:
-    """Return a figure as an image; ``alternative`` says the same in words."""
+def _stacked(value: Cell) -> str:
+    above, below = (value, "") if isinstance(value, str) else value
+    return escape(above) + (f'<div style="font-size:11.5px;opacity:.75">{escape(below)}</div>' if below else "")
+
+
+def picture(figure: Figure, alternative: str, width: int = 720) -> str:
+    """Return a figure as an image of at most ``width`` CSS pixels; ``alternative`` says the same in words."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=144)
+    with warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes; the text beside the figure has it whole.
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
+        figure.savefig(buffer, format="png", dpi=144, facecolor=figure.get_facecolor())
     data = base64.b64encode(buffer.getvalue()).decode()
     return (
         f'<img alt="{escape(alternative)}" src="data:image/png;base64,{data}" '
-        'style="width:100%;max-width:720px;border-radius:3px;margin:2px 0 6px 0">'
+        f'style="width:100%;max-width:{width}px;border-radius:3px;margin:2px 0 6px 0">'
     )
 
 
@@ -120,11 +135,31 @@ def preformatted(body: str) -> str:
     return f'<pre style="{_PRE}">{escape(body)}</pre>'
 
 
-def plain_table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield the lines of a table in plain text."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+def section(title: str, *inner: str) -> str:
+    """Return HTML below a title of its own; nothing when there is nothing to say."""
+    body = "".join(inner)
+    return f'<div style="margin-top:10px"><strong>{escape(title)}</strong>{body}</div>' if body else ""
+
+
+def sentence(said: str) -> str:
+    """Return a line of text."""
+    return f'<div style="margin:4px 0;overflow-wrap:anywhere">{escape(said)}</div>' if said else ""
+
+
+def plain_table(rows: Sequence[Sequence[Cell]]) -> Iterator[str]:
+    """Yield the lines of a table in plain text; a cell of two lines makes a row of two."""
+    cells = [[(cell,) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    lines = [line for row in cells for line in zip_longest(*row, fillvalue="")]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+
+
+def plain_section(title: str, lines: Iterable[str]) -> Iterator[str]:
+    """Yield lines below a title of their own; nothing when there are none."""
+    for number, line in enumerate(lines):
+        yield from ("", f"  {title}") if number == 0 else ()
+        yield f"  {line}"
 
 
 def plain_facts(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:

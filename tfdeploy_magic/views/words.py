@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from tfdeploy_magic.artifacts.evidence import Latency, Score
+from tfdeploy_magic.artifacts.evidence import Drop, Latency, Score
 
 
 def size(count: int) -> str:
@@ -68,7 +68,40 @@ def speed_up(before: Latency, after: Latency) -> str:
 
 def decibels(value: float) -> str:
     """Return a signal-to-noise ratio: "37.7 dB", "exact" when nothing differs."""
-    return "exact" if math.isinf(value) and value > 0 else f"{value:.1f} dB"
+    if math.isnan(value):
+        return "not a number"
+    if math.isinf(value):
+        return "exact" if value > 0 else "nothing left"
+    return f"{value:.1f} dB".replace("-", "−")
+
+
+def drop(value: Drop, metric: str) -> str:
+    """Return how much worse a file scores: "1.0 points worse", "0.4% better", "the same"."""
+    amount = tenths(abs(value.value))
+    if amount == "0.0":
+        return "the same"
+    unit = " points" if "accuracy" in metric else "%"
+    return f"{amount}{unit} {'worse' if value.value > 0 else 'better'}"
+
+
+def drop_in_numbers(value: Drop, metric: str) -> str:
+    """Return a drop with its 95% interval, better than the source below 0: "1.0 (−0.4 to 2.5) points"."""
+    unit = " points" if "accuracy" in metric else "%"
+    if value.low is None or value.high is None:
+        return f"{tenths(value.value)}{unit}, no interval"
+    return f"{tenths(value.value)} ({tenths(value.low)} to {tenths(value.high)}){unit}"
+
+
+def drop_is_shown(value: Drop) -> bool:
+    """Return whether the data can tell the drop from none: its interval, as it is written, leaves 0 out."""
+    if value.low is None or value.high is None:
+        return tenths(value.value) != "0.0"
+    return not round(100 * value.low, 1) <= 0 <= round(100 * value.high, 1)
+
+
+def tenths(share: float) -> str:
+    """Return a share in per cent, without the sign: "−0.4"."""
+    return f"{round(100 * share, 1) + 0.0:.1f}".replace("-", "−")
 
 
 def path(value: Path) -> str:
@@ -84,3 +117,13 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+
+
+def seconds(value: float) -> str:
+    """Return how long something took: "0.42 s", "8.3 s", "2 min 05 s"."""
+    return f"{value:.2f} s" if value < 1 else f"{value:.1f} s" if value < 10 else duration(value)
+
+
+def threads(count: int) -> str:
+    """Return "1 thread", "4 threads"."""
+    return "1 thread" if count == 1 else f"{count} threads"
