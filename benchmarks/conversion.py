@@ -24,7 +24,7 @@ from tfdeploy_magic import sources
 from tfdeploy_magic.artifacts.models import LiteFile
 from tfdeploy_magic.artifacts.schemes import SCHEMES, Variant
 from tfdeploy_magic.jobs import Report, Worker, silent
-from tfdeploy_magic.quantize.engine import Maker
+from tfdeploy_magic.quantization.engine import Maker
 from tfdeploy_magic.sources.samples import NamedData, gather
 
 CALIBRATION_SAMPLES = 100

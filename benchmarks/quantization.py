@@ -20,7 +20,7 @@ from benchmarks.conversion import start_server
 from benchmarks.models import TRAINING_SAMPLES, digits, digits_cnn
 from benchmarks.report import Row, run
 from tests.evaluate import by_hand
-from tests.quantize import unequal
+from tests.quantization import unequal
 
 ROUNDS = 5
 CALIBRATION_SAMPLES = 100
@@ -65,8 +65,8 @@ def _schemes() -> Iterator[Row]:
             median(plain),
             least_ratio=1 / limit,
             notes=(
-                f"by hand is one int8 file and its accuracy on {len(test)} digits, ours {files} files: {ratio:.2f} times "
-                f"as long, at most {limit:g} are allowed; rounds: by hand {_spread(plain)}; "
+                f"by hand is one int8 file and its accuracy on {len(test)} digits, ours {files} files: {ratio:.2f} "
+                f"times as long, at most {limit:g} are allowed; rounds: by hand {_spread(plain)}; "
                 f"ours {_spread([took for took, _ in ours])}",
             ),
         )

@@ -15,7 +15,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 
 def test_importing_the_verbs_imports_nothing_heavy() -> None:
-    modules = "tfdeploy_magic.commands.tflite_convert, tfdeploy_magic.quantize.engine, tfdeploy_magic.jobs.worker"
+    modules = "tfdeploy_magic.commands.tflite_convert, tfdeploy_magic.quantization.engine, tfdeploy_magic.jobs.worker"
     done = run_python("-c", f"import {modules}; {QUIET}")
     assert done.stdout.strip() == "[]", done.stderr
 

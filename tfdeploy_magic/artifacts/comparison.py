@@ -170,6 +170,10 @@ class Table:
         """The labels of the rows than which no other is both as small and as close to the source, and better in one."""
         return tuple(row.label for row in self.rows if _worth_having(row, self.rows))
 
+    def __getitem__(self, label: str) -> Row:
+        """Return the row of a label; a KeyError when there is none."""
+        return {row.label: row for row in self.rows}[label]
+
     @property
     def nearest(self) -> Row | None:
         """The row that misses the budget by the least; None when nothing was made."""

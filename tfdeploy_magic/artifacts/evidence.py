@@ -9,6 +9,10 @@ MINIMUM_SAMPLES = 30
 """Fewer test samples than this can never be green: at n = 30 one sample is already 3 points."""
 
 
+ABOUT_ANSWERS = frozenset(("accuracy-drop", "metric-drop", "low-agreement", "low-snr"))
+"""Findings that say how far a file's answers are from its source's: what a budget allows, and a comparison shows."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing a person should know.

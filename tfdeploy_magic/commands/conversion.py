@@ -31,7 +31,7 @@ from tfdeploy_magic.errors import OutputError, VariablesLost
 from tfdeploy_magic.evaluate import calibration, judge, measure, metrics
 from tfdeploy_magic.jobs import Report, Worker
 from tfdeploy_magic.jobs.progress import Listener
-from tfdeploy_magic.quantize.engine import Maker
+from tfdeploy_magic.quantization.engine import Maker
 from tfdeploy_magic.sources import Source, samples
 from tfdeploy_magic.sources.native import give_back_memory, native_stderr_to
 from tfdeploy_magic.sources.samples import NamedData

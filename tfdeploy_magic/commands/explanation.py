@@ -16,8 +16,8 @@ from tfdeploy_magic.commands.conversion import Conversion
 from tfdeploy_magic.commands.lite_model import LiteModel, source_reference
 from tfdeploy_magic.errors import ConversionError, DataError
 from tfdeploy_magic.evaluate import judge, measure
-from tfdeploy_magic.quantize import debugging
-from tfdeploy_magic.quantize.debugging import Debugged
+from tfdeploy_magic.quantization import debugging
+from tfdeploy_magic.quantization.debugging import Debugged
 
 if TYPE_CHECKING:
     import pandas
@@ -185,8 +185,8 @@ def explain(one: Conversion, io: IoType | None, options: Any) -> Explanation:
             Finding(
                 "warning",
                 "unequal-channels",
-                f"one channel of {region.layers[0]} reaches {region.spread:.0f} times what the median one does, and one "
-                "scale serves them all",
+                f"one channel of {region.layers[0]} is {region.spread:.0f} times the median one, and one scale serves "
+                "them all",
                 "Even them out, or leave that region in float: %quantize MODEL --int8 --max-drop 2% tries both.",
             )
             for region in regions

@@ -1,24 +1,27 @@
-"""``%quantize``: every scheme side by side, a search for the smallest file within a budget, and why one lost accuracy."""
+"""``%quantize``: every scheme side by side, a search within a budget, and what cost an int8 file its accuracy."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ByteSize, Field
 
 from tfdeploy_magic.artifacts.comparison import Budget
 from tfdeploy_magic.artifacts.schemes import SCHEMES, IoType, SchemeName, Variant
-from tfdeploy_magic.commands import conversion
+from tfdeploy_magic.commands import conversion, search
 from tfdeploy_magic.commands.comparison import Comparison
-from tfdeploy_magic.commands.conversion import ModelOptions, value_and_name
+from tfdeploy_magic.commands.contrast import contrasts
+from tfdeploy_magic.commands.conversion import Conversion, ModelOptions, value_and_name
 from tfdeploy_magic.commands.declaration import FromKernel, OnTheLine, command
 from tfdeploy_magic.commands.explanation import Explanation, explain
 from tfdeploy_magic.commands.matrix import Matrix
 from tfdeploy_magic.errors import DataError
+from tfdeploy_magic.evaluate import judge
 from tfdeploy_magic.jobs.progress import Listener
-from tfdeploy_magic.quantize import recipe as recipes
+from tfdeploy_magic.quantization import recipe as recipes
 
 _UNITS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 
@@ -127,10 +130,45 @@ def quantize(options: Quantize, progress: Listener) -> Comparison | Explanation:
         if options.explain:
             return explain(one, options.io, value_and_name(options.debug_options)[0])
         with options.worker() as measurer:
-            matrix = Matrix(one, measurer, options.budget)
-            return matrix.run(
-                options.variants(), recipe=options.recipe, contrast=options.engine == "both", sweep=options.sweep
-            )
+            return _compare(options, one, Matrix(one, measurer, options.budget))
+
+
+def _compare(options: Quantize, one: Conversion, matrix: Matrix) -> Comparison:
+    """Make, measure, search and time; what is finished stays when it is stopped."""
+    one.read_data()
+    if one.comparable:
+        _ = one.baseline  # a metric that does not fit shows before anything is converted
+    search.check_budget(one, options.budget)
+    more: dict[str, Any] = {}
+    try:
+        matrix.add(options.variants() if options.recipe is None else _of_recipe(options, one))
+        matrix.look_at_calibration()
+        matrix.time()
+        if options.max_drop is not None:
+            search.Search(matrix).run()
+            matrix.time()
+        if options.engine == "both":
+            more["contrasts"] = tuple(contrasts(matrix))
+        if options.sweep:
+            more["sweep"] = matrix.sweep()
+    except KeyboardInterrupt:
+        matrix.stop()
+        more["stopped"] = True
+    models = matrix.keep()
+    table = matrix.table()
+    best = search.best_of(table.rows, options.budget)
+    doubts = search.resolution(table[best], options.budget) if best else ()
+    findings = judge.worst_first((*table.findings, *doubts))
+    return Comparison(replace(table, best=best, findings=findings, **more), models)
+
+
+def _of_recipe(options: Quantize, one: Conversion) -> tuple[Variant, ...]:
+    """Return the file of the recipe, after its float twin and the same without the recipe."""
+    assert options.recipe is not None
+    default = options.schemes[0] if options.schemes else "int8"
+    asked = recipes.resolve(recipes.parse(options.recipe), one.maker.operators(), default)
+    asked = replace(asked, io=options.io if asked.scheme == "int8" else None)
+    return Variant("float32"), Variant(asked.scheme, asked.io), asked
 
 
 def _check_options(options: Quantize) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tfdeploy_magic.artifacts.comparison import Budget, Row, SweepPoint, Table
-from tfdeploy_magic.artifacts.evidence import Drop, Evidence, Finding, Latency
+from tfdeploy_magic.artifacts.evidence import ABOUT_ANSWERS, Drop, Evidence, Finding, Latency
 from tfdeploy_magic.artifacts.schemes import SCHEMES
 from tfdeploy_magic.views import html as pieces
 from tfdeploy_magic.views import words
@@ -100,14 +100,22 @@ def sweep_figure(table: Table) -> Figure:
 def next_line(table: Table) -> str | None:
     """Return the line that keeps the best file; None when there is none worth keeping."""
     row = best_row(table)
+    plain = next((each for each in table.rows if each.label == "int8"), None)
+    if plain is not None and plain.evidence.verdict == "not ok" and not table.budget:
+        return f"%quantize {_name_and_flags(plain)} --int8 --max-drop 2%"
     if row is None or row.evidence.verdict == "not ok" or row.file.foreign_operators:
         return None
     scheme = SCHEMES.get(row.label)
     if scheme is None:
-        return 'best.save("model.tflite")'
+        return '_.best.save("model.tflite")'
+    io = row.provenance.options.get("io")
+    asked = f" --io {io}" if row.label == "int8" and io != "int8" else ""
+    return f"%tflite_convert {_name_and_flags(row)} {scheme.flag}{asked} -o model.tflite"
+
+
+def _name_and_flags(row: Row) -> str:
     name = row.provenance.source.partition(": ")[0]
-    kept = row.provenance.options.get("kept_flags", "")
-    return f"%tflite_convert {shlex.quote(name)}{kept} {scheme.flag} -o model.tflite"
+    return f"{shlex.quote(name)}{row.provenance.options.get('kept_flags', '')}"
 
 
 def best_row(table: Table) -> Row | None:
@@ -348,7 +356,8 @@ def _noticed(table: Table) -> tuple[Finding, ...]:
     found: dict[Finding, list[str]] = {}
     for row in table.rows:
         for each in row.evidence.findings:
-            found.setdefault(each, []).append(_short(row.label))
+            if each.code not in ABOUT_ANSWERS:  # the table says those, row by row
+                found.setdefault(each, []).append(_short(row.label))
     on_files = [replace(each, message=f"{_listed(labels)}: {each.message}") for each, labels in found.items()]
     ranked = sorted((each for each in on_files), key=lambda each: list(pieces.EDGE).index(each.level))
     return (*table.findings, *failed, *ranked)
@@ -356,7 +365,7 @@ def _noticed(table: Table) -> tuple[Finding, ...]:
 
 def _asides(table: Table) -> tuple[Finding, ...]:
     """Return the findings on single files that can wait: a card of twelve files would hide under them."""
-    return tuple(each for each in _noticed(table) if each.level != "error" and each not in table.findings)
+    return tuple(each for each in _noticed(table) if each.level == "note" and each not in table.findings)
 
 
 def _listed(labels: list[str]) -> str:

@@ -22,10 +22,10 @@ from tfdeploy_magic.convert.describe import describe
 from tfdeploy_magic.errors import ConversionCrashed, ConversionError, DataError, JobFailed
 from tfdeploy_magic.evaluate.session import LiteSession
 from tfdeploy_magic.jobs import Report, Worker
-from tfdeploy_magic.quantize import equalization, litegraph, litert, regions, verification
-from tfdeploy_magic.quantize.litert import Ranges
-from tfdeploy_magic.quantize.recipe import Operator
-from tfdeploy_magic.quantize.regions import Region
+from tfdeploy_magic.quantization import equalization, litegraph, litert, regions, verification
+from tfdeploy_magic.quantization.litert import Ranges
+from tfdeploy_magic.quantization.recipe import Operator
+from tfdeploy_magic.quantization.regions import Region
 
 _CRASH_CURES = {
     "calibrating": "Loops (LSTM, GRU) crash TensorFlow's calibrator: build with unroll=True, or use --dynamic.",

@@ -19,8 +19,8 @@ from tfdeploy_magic.artifacts.signature import Arrays, Signature, TensorSpec
 from tfdeploy_magic.errors import ConversionError, NameNotFound
 from tfdeploy_magic.jobs import Progress, Report
 from tfdeploy_magic.jobs.progress import silent
-from tfdeploy_magic.quantize import litegraph, litert
-from tfdeploy_magic.quantize.litert import Ranges
+from tfdeploy_magic.quantization import litegraph, litert
+from tfdeploy_magic.quantization.litert import Ranges
 
 RECIPES = {
     "weight_only_wi8": "weight_only_wi8_afp32",

@@ -18,7 +18,7 @@ from tfdeploy_magic.artifacts.samples import SampleSet, save_arrays
 from tfdeploy_magic.artifacts.signature import Arrays, Signature, TensorSpec
 from tfdeploy_magic.errors import ConversionError, DataError, NameNotFound, UserCodeError
 from tfdeploy_magic.jobs import Progress, Worker
-from tfdeploy_magic.quantize.debugging import Debugged, debug
+from tfdeploy_magic.quantization.debugging import Debugged, debug
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Mean of empty slice:RuntimeWarning"),

@@ -12,7 +12,7 @@ from tests.conftest import Digits
 from tests.evaluate import by_hand
 from tfdeploy_magic.errors import DataError, InputError
 from tfdeploy_magic.notebook.recorder import Recorder, settings
-from tfdeploy_magic.quantize.config import QuantizationConfig
+from tfdeploy_magic.quantization.config import QuantizationConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:Statistics for quantized inputs were expected:UserWarning")
 
@@ -311,5 +311,5 @@ def test_importing_it_does_not_import_tensorflow() -> None:
     import subprocess
     import sys
 
-    code = "import sys, tfdeploy_magic.quantize.config; sys.exit('tensorflow' in sys.modules)"
+    code = "import sys, tfdeploy_magic.quantization.config; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

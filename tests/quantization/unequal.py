@@ -1,6 +1,6 @@
 """A classifier that int8 ruins: a few channels are far larger than the rest, and the next layer makes up for it.
 
-Nagel et al. show such channels in a trained MobileNetV2 (https://arxiv.org/abs/1906.04721); here they are made, and known.
+Nagel et al. show such channels in a trained MobileNetV2, https://arxiv.org/abs/1906.04721; here they are made.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.evaluate import by_hand
-from tests.quantize import unequal
-from tfdeploy_magic.quantize.litegraph import Graph, layers_of, parse
+from tests.quantization import unequal
+from tfdeploy_magic.quantization.litegraph import Graph, layers_of, parse
 
 
 def fused() -> Any:

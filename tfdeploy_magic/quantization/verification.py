@@ -20,7 +20,7 @@ from tfdeploy_magic.artifacts.samples import open_arrays
 from tfdeploy_magic.artifacts.signature import Signature
 from tfdeploy_magic.errors import ConversionError, NameNotFound
 from tfdeploy_magic.jobs import Report
-from tfdeploy_magic.quantize.litegraph import Graph, layers_of, parse
+from tfdeploy_magic.quantization.litegraph import Graph, layers_of, parse
 
 BINS = 50
 """A histogram has at most so many bins, and rarely fewer than half as many."""
@@ -125,7 +125,7 @@ def check_denylists(tree: Any, denylisted_ops: Iterable[str], denylisted_nodes: 
     """Refuse a denylist that names nothing: TensorFlow ignores what it does not know.
 
     Args:
-        tree: The float or calibrated file, as :func:`~tfdeploy_magic.quantize.litegraph.parse` reads it.
+        tree: The float or calibrated file, as :func:`~tfdeploy_magic.quantization.litegraph.parse` reads it.
         denylisted_ops: Operators, in capitals or not.
         denylisted_nodes: The outputs of operators that have one; TensorFlow finds no other by its tensors.
 

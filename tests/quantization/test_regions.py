@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from tests.conftest import Digits
-from tests.quantize import unequal
-from tests.quantize.test_equalization import PICTURE, conv, in_a_row
+from tests.quantization import unequal
+from tests.quantization.test_equalization import PICTURE, conv, in_a_row
 from tfdeploy_magic.artifacts.debugging import ChannelSpread
-from tfdeploy_magic.quantize import regions
-from tfdeploy_magic.quantize.regions import Region
+from tfdeploy_magic.quantization import regions
+from tfdeploy_magic.quantization.regions import Region
 
 
 def screened(content: bytes, rows: Any, layers: dict[str, str]) -> tuple[ChannelSpread, ...]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tfdeploy_magic.quantize.litegraph import Graph, Op, parse
+from tfdeploy_magic.quantization.litegraph import Graph, Op, parse
 
 _MOST_PASSES = 100
 """Passes over all pairs: in a chain of layers each change asks for one in the layers beside it."""

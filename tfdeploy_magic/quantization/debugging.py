@@ -22,7 +22,7 @@ from tfdeploy_magic.artifacts.signature import Signature
 from tfdeploy_magic.convert import refusals
 from tfdeploy_magic.errors import ConversionCrashed, DataError, JobFailed
 from tfdeploy_magic.jobs import Worker, deadline
-from tfdeploy_magic.quantize.verification import COLUMNS, debug_task, recorded
+from tfdeploy_magic.quantization.verification import COLUMNS, debug_task, recorded
 
 Function = Callable[..., Any]
 Functions = Mapping[str, Function]

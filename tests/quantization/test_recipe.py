@@ -6,8 +6,8 @@ import pytest
 
 from tfdeploy_magic.artifacts.schemes import Variant
 from tfdeploy_magic.errors import DataError, NameNotFound
-from tfdeploy_magic.quantize import recipe
-from tfdeploy_magic.quantize.recipe import Operator, Rule
+from tfdeploy_magic.quantization import recipe
+from tfdeploy_magic.quantization.recipe import Operator, Rule
 
 OPERATORS = (
     Operator("CONV_2D", "net/conv_1/Relu", "conv_1 (Conv2D)"),

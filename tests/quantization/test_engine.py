@@ -17,7 +17,7 @@ from tfdeploy_magic.artifacts.samples import SampleSet, save_arrays
 from tfdeploy_magic.artifacts.schemes import SCHEMES, Variant
 from tfdeploy_magic.errors import ConversionCrashed, ConversionError, DataError
 from tfdeploy_magic.jobs import Progress, Worker
-from tfdeploy_magic.quantize.engine import Maker
+from tfdeploy_magic.quantization.engine import Maker
 
 ROWS = 60
 

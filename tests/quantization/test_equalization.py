@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pytest
 
 from tests.evaluate import by_hand
-from tests.quantize import unequal
+from tests.quantization import unequal
 from tfdeploy_magic.errors import ConversionError
-from tfdeploy_magic.quantize import litegraph
-from tfdeploy_magic.quantize.equalization import equalize
+from tfdeploy_magic.quantization import litegraph
+from tfdeploy_magic.quantization.equalization import equalize
 
 PICTURE = (8, 8, 3)
 
