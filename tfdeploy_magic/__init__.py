@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from tfdeploy_magic.commands.quantize import quantize as quantize
     from tfdeploy_magic.commands.tfdeploy import tfdeploy as tfdeploy
     from tfdeploy_magic.commands.tflite_convert import tflite_convert as tflite_convert
+    from tfdeploy_magic.quantization.config import QuantizationConfig as QuantizationConfig
 
 __version__ = "0.1.0.dev0"
 __all__ = [
+    "QuantizationConfig",
     "__version__",
     "inspect",
     "load_ipython_extension",
@@ -23,7 +25,10 @@ __all__ = [
     "tflite_convert",
     "unload_ipython_extension",
 ]
-_VERBS = ("inspect", "quantize", "tfdeploy", "tflite_convert")
+_HOMES = {
+    "QuantizationConfig": "quantization.config",
+    **{verb: f"commands.{verb}" for verb in ("inspect", "quantize", "tfdeploy", "tflite_convert")},
+}
 
 _loaded: dict[int, Any] = {}
 
@@ -46,9 +51,9 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
 
 
 def __getattr__(name: str) -> Any:
-    # The verbs are imported when they are first asked for: a kernel that never converts pays for none of them.
-    if name in _VERBS:
-        return getattr(importlib.import_module(f"{__name__}.commands.{name}"), name)
+    # They are imported when they are first asked for: a kernel that never converts pays for none of them.
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

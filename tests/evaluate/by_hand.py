@@ -59,6 +59,25 @@ def answers(content: bytes, inputs: Arrays, batch: int = 1) -> Arrays:
     return {name: np.concatenate(parts) for name, parts in collected.items()}
 
 
+def tensors(content: bytes, inputs: Arrays) -> Arrays:
+    """Return every float tensor of a float file, ``[count, ...]``, as it is when the operators have run one by one."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    running = Interpreter(
+        model_content=content,
+        experimental_preserve_all_tensors=True,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
+    runner = running.get_signature_runner()
+    details = [found for found in running.get_tensor_details() if found["dtype"] is np.float32]
+    collected: dict[str, list[npt.NDArray[Any]]] = {found["name"]: [] for found in details}
+    for position in range(len(next(iter(inputs.values())))):
+        runner(**{name: array[position : position + 1] for name, array in inputs.items()})
+        for found in details:
+            collected[found["name"]].append(running.get_tensor(found["index"]).copy())
+    return {name: np.stack(parts) for name, parts in collected.items()}
+
+
 def _stored(real: npt.NDArray[Any], details: dict[str, Any]) -> npt.NDArray[Any]:
     scale, zero_point = details["quantization"]
     if scale == 0:

@@ -93,6 +93,29 @@ def test_calibration_uses_the_samples_it_is_given(trained_cnn: Any, digits: Digi
     assert wide.inputs[0].scale == pytest.approx(10 / 255, rel=0.01)
 
 
+def test_the_true_ranges_are_what_the_tensors_hold_and_bring_int8_closer(
+    trained_cnn: Any, digits: Digits, tmp_path: Path
+) -> None:
+    """Its batch norm follows a ReLU, and TensorFlow's calibrator reads a tensor after a MUL has overwritten it."""
+    saved, calibration = saved_and_calibrated(trained_cnn, digits.x_train[:ROWS], tmp_path)
+    with Worker(deadline=300) as worker:
+        maker = Maker(worker, saved, tmp_path / "made", calibration=calibration)
+        wide, of = maker.widened()
+        assert (wide, of) == (2, 9)
+        theirs, true = maker.ranges("min_max"), maker.ranges("true_min_max")
+        files = [maker.make(Variant("int8", range_rule=rule)).path.read_bytes() for rule in ("min_max", "true_min_max")]
+    (name,) = by_hand.interpreter(files[0]).get_signature_runner().get_input_details()
+    seen = by_hand.tensors((tmp_path / "made" / "float.start").read_bytes(), {name: digits.x_train[:ROWS]})
+    for tensor, (low, high) in true.items():
+        assert (low, high) == pytest.approx((seen[tensor].min(), seen[tensor].max()), rel=1e-4, abs=1e-6)
+    assert any(theirs[tensor][1] > 2 * high for tensor, (_, high) in true.items())
+    expected = np.asarray(trained_cnn(digits.x_test))
+    noise = [
+        np.sum((next(iter(by_hand.answers(file, {name: digits.x_test}).values())) - expected) ** 2) for file in files
+    ]
+    assert noise[1] < noise[0] / 2
+
+
 def test_one_conversion_reports_its_stages_in_order(trained_cnn: Any, digits: Digits, tmp_path: Path) -> None:
     seen: list[Progress] = []
     saved, calibration = saved_and_calibrated(trained_cnn, digits.x_train[:20], tmp_path)

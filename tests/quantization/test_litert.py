@@ -253,7 +253,7 @@ def test_a_model_of_many_operators_is_quantized_without_a_sound(capsys: pytest.C
     model = by_hand.plain_file(built(keras.Input((6, 4)), keras.layers.GRU(8, unroll=True), keras.layers.Dense(2)))
     samples = RNG.normal(size=(5, 6, 4)).astype("float32")
     capsys.readouterr()
-    found = litert.moving_average(model, {input_of(model): samples}, signature_of(model), Report(silent))
+    found = litert.calibrate(model, {input_of(model): samples}, signature_of(model), Report(silent), "moving_average")
     made = litert.quantize(model, "static_wi8_ai16", found)
     assert capsys.readouterr() == ("", "")
     assert len(operators(made).ops) > 100
@@ -344,7 +344,7 @@ def signature_of(model: bytes, batch: int | None = None) -> Signature:
 def test_the_moving_average_is_litert_quantizers_own(cnn: bytes, rows: Array) -> None:
     seen: list[Progress] = []
     name = input_of(cnn)
-    found = litert.moving_average(cnn, {name: rows}, signature_of(cnn), Report(seen.append))
+    found = litert.calibrate(cnn, {name: rows}, signature_of(cnn), Report(seen.append), "moving_average")
     theirs = its_own_ranges(cnn, [{name: row[None]} for row in rows], min_max=False)
     assert found == as_ranges(theirs)
     fractions = [progress.fraction or 0 for progress in seen]
@@ -352,7 +352,7 @@ def test_the_moving_average_is_litert_quantizers_own(cnn: bytes, rows: Array) ->
 
 
 def test_the_moving_average_throws_precision_away(cnn: bytes, ranges: Ranges, rows: Array, x: Array) -> None:
-    average = litert.moving_average(cnn, {input_of(cnn): rows}, signature_of(cnn), Report(silent))
+    average = litert.calibrate(cnn, {input_of(cnn): rows}, signature_of(cnn), Report(silent), "moving_average")
     differ, both = litert.differing(average, ranges)
     assert differ > both / 2
     expected = answer(cnn, x)
@@ -365,7 +365,7 @@ def test_the_moving_average_goes_by_batches_where_their_size_is_fixed() -> None:
 
     model = by_hand.plain_file(built(keras.Input(batch_shape=(4, 6)), keras.layers.Dense(3)))
     samples, name = RNG.normal(size=(11, 6)).astype("float32"), input_of(model)
-    found = litert.moving_average(model, {name: samples}, signature_of(model, 4), Report(silent))
+    found = litert.calibrate(model, {name: samples}, signature_of(model, 4), Report(silent), "moving_average")
     theirs = its_own_ranges(model, [{name: samples[:4]}, {name: samples[4:8]}], min_max=False)
     assert found == as_ranges(theirs)
 
@@ -491,7 +491,7 @@ def test_a_loop_has_no_moving_average_but_can_store_its_weights() -> None:
     model = by_hand.plain_file(built(keras.Input(batch_shape=(1, 6, 4)), keras.layers.LSTM(32), keras.layers.Dense(3)))
     samples = RNG.normal(size=(5, 6, 4)).astype("float32")
     with pytest.raises(ConversionError, match="a loop or a branch") as error:
-        litert.moving_average(model, {input_of(model): samples}, signature_of(model, 1), Report(silent))
+        litert.calibrate(model, {input_of(model): samples}, signature_of(model, 1), Report(silent), "moving_average")
     assert "unroll=True" in refusal(error)
     made = litert.quantize(model, "dynamic_wi8", None)
     assert snr(answer(model, samples), answer(made, samples)) > 30

@@ -190,22 +190,24 @@ def test_the_search_the_engines_and_the_sweep_are_told() -> None:
             assert said in rendering
 
 
-def test_equal_findings_on_files_are_told_once_and_errors_are_never_folded() -> None:
-    few = Finding("warning", "few", "calibrated on 3 samples", "Take more.")
+def test_equal_findings_on_files_are_told_once_and_only_notes_are_folded() -> None:
+    few = Finding("note", "few", "calibrated on 3 samples", "Take more.")
     broken = Finding("error", "drop", "accuracy fell", "Look.")
+    said = Finding("error", "accuracy-drop", "what the table says already")
     rows = tuple(replace(each, evidence=replace(each.evidence, findings=(few,))) for each in TABLE.rows[:2])
-    bad = replace(WIDE, evidence=replace(WIDE.evidence, findings=(broken,)))
+    bad = replace(WIDE, evidence=replace(WIDE.evidence, findings=(broken, said)))
     html = comparison.html(replace(TABLE, rows=(*rows, bad)))
     assert html.count("calibrated on 3 samples") == 1
     assert "float32, dynamic: calibrated on 3 samples" in html
     assert html.index("int16x8: accuracy fell") < html.index("<details") < html.index("calibrated on 3 samples")
+    assert said.message not in html
 
 
 @pytest.mark.parametrize(
     ("table", "line"),
     [
         (TABLE, "%tflite_convert model --dynamic -o model.tflite"),
-        (replace(TABLE, best="int8, equalized"), 'best.save("model.tflite")'),
+        (replace(TABLE, best="int8, equalized"), '_.best.save("model.tflite")'),
         (replace(TABLE, best=None), None),
         (replace(TABLE, rows=(replace(DYNAMIC, evidence=Evidence(n=3)),)), None),
     ],

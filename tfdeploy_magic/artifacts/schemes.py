@@ -24,8 +24,17 @@ SchemeName = Literal[
 ]
 IoType = Literal["int8", "uint8", "float32"]
 
-RangeRule = Literal["min_max", "moving_average"]
-"""How the ranges of single samples become one: the widest seen, or litert-quantizer's own 0.95 moving average."""
+RangeRule = Literal["min_max", "true_min_max", "moving_average"]
+"""How the range of a tensor is found: the widest that TensorFlow's calibrator sees, the widest there is, or
+litert-quantizer's own 0.95 moving average.
+
+TensorFlow's calibrator looks at what an operator took after it has run. A MUL or ADD that works in place has then
+written over it, and the range becomes that of both: of the CNN of the tests, whose batch norm follows its ReLU, 2 of 9
+tensors are affected, and int8 has 40.1 dB SNR instead of 44.4.
+"""
+
+RULES: dict[RangeRule, str] = {"min_max": "", "true_min_max": "true ranges", "moving_average": "moving average"}
+"""What a rule adds to a file's label."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ class Variant:
         scheme: A name in :data:`SCHEMES`.
         io: The dtype of floating-point inputs and outputs of an int8 file; the scheme's own when None.
         equalized: Whether the ranges of channels are evened out first.
-        range_rule: How the ranges of a calibrated scheme of litert-quantizer are found.
+        range_rule: How the ranges of activations are found.
         denylisted_ops: Operators that stay float, "SOFTMAX".
         denylisted_nodes: Output tensors of operators that stay float.
         recipe: Pairs of output tensors and the scheme that their operators get instead; later ones decide.
@@ -119,7 +128,7 @@ class Variant:
             return self.name
         told = [self.scheme]
         told += ["equalized"] if self.equalized else []
-        told += ["moving average"] if self.range_rule != "min_max" else []
+        told += [rule] if (rule := RULES[self.range_rule]) else []
         if held := (*self.denylisted_ops, *self.denylisted_nodes):
             told.append(f"{held[0]} float" if len(held) == 1 and len(held[0]) < 20 else f"{len(held)} names float")
         told += ["recipe"] if self.recipe else []

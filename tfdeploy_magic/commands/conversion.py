@@ -23,7 +23,7 @@ from tfdeploy_magic.artifacts.evidence import Evidence, Finding
 from tfdeploy_magic.artifacts.models import LiteFile, SavedModelDir
 from tfdeploy_magic.artifacts.provenance import Provenance
 from tfdeploy_magic.artifacts.samples import SampleSet, digest_of
-from tfdeploy_magic.artifacts.schemes import SCHEMES, Variant
+from tfdeploy_magic.artifacts.schemes import RULES, SCHEMES, Variant
 from tfdeploy_magic.commands.declaration import FromKernel, Named, OnTheLine, Options
 from tfdeploy_magic.commands.lite_model import PATIENCE_SECONDS
 from tfdeploy_magic.convert import preparation
@@ -46,6 +46,9 @@ PACKAGES = (
     "numpy",
     "tfdeploy-magic",
 )
+LARGE = 8_000_000
+"""Bytes of a model from which on its memory is given back at once: looking for it takes 0.3 s in a usual kernel."""
+
 LOG_LIMIT = 20_000
 """Characters of the converter's output that are kept."""
 
@@ -348,12 +351,12 @@ class Conversion:
         )
 
     def forget(self) -> None:
-        """Let go of the traced graph."""
-        traced = "ready" in vars(self) or "model" in vars(self.source)
+        """Let go of the traced graph, and give back its memory where that is worth the time."""
+        large = "maker" in vars(self) and self.maker.saved_model.size > LARGE
         for name in ("ready", "baseline", "maker"):
             vars(self).pop(name, None)
         vars(self.source).pop("model", None)
-        if traced:
+        if large:
             give_back_memory()
 
     def _maker_of(self, saved_model: SavedModelDir, layers: Mapping[str, str], folder: Path) -> Maker:
@@ -443,8 +446,8 @@ def _route(variant: Variant, drawn: SampleSet | None, settings: Mapping[str, Any
     if variant.equalized:
         yield "channels equalized across layers (Nagel et al. 2019)"
     if drawn is not None:
-        rule = "a moving average of ranges over" if variant.range_rule == "moving_average" else "on"
-        yield f"calibrated {rule} {drawn.count} samples"
+        rule = RULES[variant.range_rule]
+        yield f"calibrated on {drawn.count} samples{f' ({rule})' if rule else ''}"
     if variant.recipe or SCHEMES[variant.scheme].engine == "litert":
         yield "quantized by litert-quantizer"
     elif variant.calibrated:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from tfdeploy_magic.errors import ConversionError, DataError
 from tfdeploy_magic.evaluate import judge, measure
 from tfdeploy_magic.quantization import debugging
 from tfdeploy_magic.quantization.debugging import Debugged
+from tfdeploy_magic.quantization.regions import Region
 
 if TYPE_CHECKING:
     import pandas
@@ -181,18 +183,32 @@ def explain(one: Conversion, io: IoType | None, options: Any) -> Explanation:
         spreads,
         _changed(one, answers),
         found.model_metrics,
-        tuple(
-            Finding(
-                "warning",
-                "unequal-channels",
-                f"one channel of {region.layers[0]} is {region.spread:.0f} times the median one, and one scale serves "
-                "them all",
-                "Even them out, or leave that region in float: %quantize MODEL --int8 --max-drop 2% tries both.",
-            )
-            for region in regions
-        ),
+        (*_unequal(regions), *_too_wide(one)),
     )
     return Explanation(diagnosis, lite, found.csv)
+
+
+def _unequal(regions: Sequence[Region]) -> Iterator[Finding]:
+    for region in regions:
+        yield Finding(
+            "warning",
+            "unequal-channels",
+            f"one channel of {region.layers[0]} is {region.spread:.0f} times the median one, and one scale serves them "
+            "all",
+            "Even them out, or leave that region in float: %quantize MODEL --int8 --max-drop 2% tries both.",
+        )
+
+
+def _too_wide(one: Conversion) -> Iterator[Finding]:
+    wide, of = one.maker.widened()
+    if wide:
+        yield Finding(
+            "warning",
+            "too-wide-ranges",
+            f"TensorFlow's calibrator gave {wide} of {of} tensors another range than they have: it looks at some only "
+            "after an operator has overwritten them in place",
+            "%quantize MODEL --int8 --engine both compares with the true ranges.",
+        )
 
 
 def debugged(one: Conversion, **settings: Any) -> Debugged:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ByteSize, Field
 
 from tfdeploy_magic.artifacts.comparison import Budget
-from tfdeploy_magic.artifacts.schemes import SCHEMES, IoType, SchemeName, Variant
+from tfdeploy_magic.artifacts.schemes import RULES, SCHEMES, IoType, SchemeName, Variant
 from tfdeploy_magic.commands import conversion, search
 from tfdeploy_magic.commands.comparison import Comparison
 from tfdeploy_magic.commands.contrast import contrasts
@@ -97,8 +97,10 @@ class Quantize(ModelOptions):
     def _variants(self, names: Any) -> Iterator[Variant]:
         for name in names:
             yield Variant(name, self.io if name == "int8" else None)
-            if self.engine == "both" and SCHEMES[name].engine == "litert" and SCHEMES[name].calibrated:
-                yield Variant(name, range_rule="moving_average")
+            if self.engine == "both" and name == "int8":
+                yield Variant(name, self.io, range_rule="true_min_max")
+            elif self.engine == "both" and SCHEMES[name].engine == "litert" and SCHEMES[name].calibrated:
+                yield from (Variant(name, range_rule=rule) for rule, told in RULES.items() if told)
 
     def calibrated(self) -> bool:
         """Whether any file needs calibration."""

@@ -109,6 +109,8 @@ class Search:
         if missed:
             self._cure_channels()
             if not self._met():
+                self._cure_ranges()
+            if not self._met():
                 self._hold_layers()
 
     def _cure_channels(self) -> None:
@@ -130,6 +132,15 @@ class Search:
         if not self._met():
             both = self._held_float(tensors, layers)
             self._try(replace(both, equalized=True, name=f"{both.name}, equalized"), "neither alone was enough")
+
+    def _cure_ranges(self) -> None:
+        """Take the ranges that tensors really have, where TensorFlow's calibrator found others."""
+        began = time.monotonic()
+        wide, of = self.matrix.one.maker.widened()
+        if wide:
+            why = f"TensorFlow's calibrator gave {wide} of {of} tensors too wide a range: take the true ones"
+            variant = replace(self.matrix.variant("int8"), range_rule="true_min_max")
+            self._try(variant, why, time.monotonic() - began)
 
     def _hold_layers(self) -> None:
         """Leave the layers with the largest errors in float, more of them until it is enough."""

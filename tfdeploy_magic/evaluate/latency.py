@@ -28,6 +28,9 @@ with 50; in batches of 32 samples 18%, 7% and 8%.
 LEAST_RUNS, LEAST_SLOW_RUNS = 10, 3
 """Fewer runs than this say nothing; the second is for what takes longer than :data:`SLOW` seconds."""
 
+MOST_RUNS = 10 * ROUNDS
+"""More runs of a fast file in each round take time and say no more."""
+
 SLOW = 1.0
 
 
@@ -76,8 +79,8 @@ def _warmed_up(timer: Callable[[], float], share: float) -> float:
 
 
 def _affordable(pace: float, share: float) -> int:
-    """Return how many runs there is time for."""
-    return max(LEAST_RUNS if pace <= SLOW else LEAST_SLOW_RUNS, int(share / pace))
+    """Return how many runs there is time for, of those that are worth it."""
+    return max(LEAST_RUNS if pace <= SLOW else LEAST_SLOW_RUNS, min(MOST_RUNS, int(share / pace)))
 
 
 def first_rows(array: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:

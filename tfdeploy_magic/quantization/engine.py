@@ -14,7 +14,7 @@ from typing import Any
 from tfdeploy_magic.artifacts.debugging import ChannelSpread
 from tfdeploy_magic.artifacts.models import LiteFile, SavedModelDir
 from tfdeploy_magic.artifacts.samples import SampleSet, open_arrays
-from tfdeploy_magic.artifacts.schemes import SCHEMES, Variant
+from tfdeploy_magic.artifacts.schemes import SCHEMES, RangeRule, Variant
 from tfdeploy_magic.artifacts.signature import UNKNOWN_RANK, Arrays, Signature
 from tfdeploy_magic.convert import contract, plain, refusals
 from tfdeploy_magic.convert.converter import open_graph
@@ -88,9 +88,19 @@ class Maker:
         first, second = self._call("halves_task")
         return _ranges(first), _ranges(second)
 
-    def ranges(self, rule: str) -> Ranges:
+    def ranges(self, rule: RangeRule) -> Ranges:
         """Return the ranges of tensors by a rule of :data:`RangeRule`."""
         return _ranges(self._call("ranges_task", rule=rule))
+
+    def widened(self) -> tuple[int, int]:
+        """Return how many tensors TensorFlow's calibrator gives another range than they have, and of how many.
+
+        Of none where that cannot be seen: litert-quantizer does not look into loops and branches.
+        """
+        try:
+            return litert.differing(self.ranges("min_max"), self.ranges("true_min_max"))
+        except ConversionError:
+            return 0, 0
 
     def screen(self) -> tuple[tuple[ChannelSpread, ...], tuple[Region, ...]]:
         """Look at the channels of the float model's tensors, and find where they are unequal."""
@@ -238,12 +248,12 @@ class _Work:
         calibrating = calibrator.Calibrator(calibrator.add_intermediate_tensors(float_model))
         return calibrating, bytes(calibrating.calibrate(feed))
 
-    def ranges(self, rule: str, equalized: bool = False) -> Ranges:
+    def ranges(self, rule: RangeRule, equalized: bool = False) -> Ranges:
         if rule == "min_max":
             return litert.ranges_of(self.calibrated(equalized)[1])
         start = self.float_model(equalized)
-        self.report.stage("calibrating by moving average")
-        return litert.moving_average(start, self.samples, self.signature, self.report)
+        self.report.stage("calibrating with litert-quantizer")
+        return litert.calibrate(start, self.samples, self.signature, self.report, rule)
 
     def halves(self) -> tuple[Ranges, Ranges]:
         count = len(next(iter(self.samples.values())))
@@ -277,6 +287,8 @@ class _Work:
         from tensorflow.lite.python.convert import mlir_quantize
 
         calibrator, calibrated = self.calibrated(variant.equalized)
+        if variant.range_rule != "min_max":
+            calibrated = litert.put_ranges(calibrated, self.ranges(variant.range_rule, variant.equalized))
         verification.check_denylists(litegraph.parse(calibrated), variant.denylisted_ops, variant.denylisted_nodes)
         self.report.stage(f"quantizing to {variant.scheme}")
         if variant.scheme == "int16x8":
@@ -343,7 +355,7 @@ def halves_task(report: Report, work: dict[str, Any]) -> tuple[Ranges, Ranges]:
     return _opened(work, report).halves()
 
 
-def ranges_task(report: Report, work: dict[str, Any], rule: str) -> Ranges:
+def ranges_task(report: Report, work: dict[str, Any], rule: RangeRule) -> Ranges:
     """Return the ranges that a rule gives; a job's entry."""
     return _opened(work, report).ranges(rule)
 

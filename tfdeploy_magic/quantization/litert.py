@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tfdeploy_magic.artifacts.schemes import SCHEMES
+from tfdeploy_magic.artifacts.schemes import SCHEMES, RangeRule
 from tfdeploy_magic.artifacts.signature import Arrays, Signature
 from tfdeploy_magic.errors import ConversionError, NameNotFound
 from tfdeploy_magic.jobs import Report
@@ -40,8 +40,8 @@ _REFUSALS = (
     (
         r"tensor: (.+)\. Error: .*not found in tensor_name_to_qsv",
         r"no calibrated range for the tensor \1",
-        "It is in a branch or a loop (tf.cond, tf.while_loop), which a moving average does not look into: leave "
-        "--range-rule out, or quantize no activations, --dynamic-wi8.",
+        "It is in a branch or a loop (tf.cond, tf.while_loop), which litert-quantizer's own calibration does not look "
+        "into: quantize no activations, --dynamic-wi8.",
     ),
     (
         r"QSVs\) are required",
@@ -86,27 +86,30 @@ def ranges_of(calibrated: bytes) -> Ranges:
     }
 
 
-def moving_average(float_model: bytes, samples: Arrays, signature: Signature, report: Report) -> Ranges:
-    """Calibrate as litert-quantizer does unless told otherwise: each sample moves a range by 5% of the way.
+def calibrate(float_model: bytes, samples: Arrays, signature: Signature, report: Report, rule: RangeRule) -> Ranges:
+    """Calibrate with litert-quantizer, which keeps every tensor until it has looked at it.
 
     Args:
         float_model: A float .tflite file with the signature.
         samples: Input name -> ``[count, ...]``; rows that fill no batch are left out.
         signature: Its batch size is used where it is fixed; else it is one sample.
         report: Told how many samples are done.
+        rule: "moving_average", its own, by which each sample moves a range by 5% of the way; or "true_min_max".
 
     Raises:
         ConversionError: The model has loops or branches.
     """
     from litert_quantizer import calibrator, recipe, recipe_manager
+    from litert_quantizer.utils import qsv_utils
 
+    updates = {"moving_average": qsv_utils.moving_average_update, "true_min_max": qsv_utils.min_max_update}
     batch = signature.fixed_batch or 1
     starts = range(0, len(next(iter(samples.values()))) - batch + 1, batch)
     # Which static recipe makes no difference: it only says whose tensors are looked at.
     everything = recipe_manager.RecipeManager()
     everything.load_quantization_recipe(recipe.static_wi8_ai8())
     with _asking():
-        calibrating = calibrator.Calibrator(float_model, num_threads=1)
+        calibrating = calibrator.Calibrator(float_model, num_threads=1, qsv_update_func=updates[rule])
         # It takes them all at once too, but then it says nothing until the last.
         for start in report.counting(starts, len(starts)):
             rows = {name: array[start : start + batch] for name, array in samples.items()}
@@ -116,6 +119,22 @@ def moving_average(float_model: bytes, samples: Arrays, signature: Signature, re
     graphs = _read(float_model).subgraphs
     floats = {tensor.name.decode() for graph in graphs for tensor in graph.tensors if _is_float(tensor)}
     return {name: (seen["min"].item(), seen["max"].item()) for name, seen in found.items() if name in floats}
+
+
+def put_ranges(calibrated: bytes, ranges: Ranges) -> bytes:
+    """Return a calibrated model with other ranges in it, for TensorFlow's quantizer.
+
+    Args:
+        calibrated: What TensorFlow's calibrator gave.
+        ranges: Tensor name -> its range; tensors without one keep theirs.
+    """
+    tree = _parse(calibrated)
+    for subgraph in tree.subgraphs:
+        for tensor in subgraph.tensors:
+            found = ranges.get(tensor.name.decode())
+            if found is not None and tensor.quantization is not None and tensor.quantization.min is not None:
+                tensor.quantization.min, tensor.quantization.max = [found[0]], [found[1]]
+    return _packed(tree)
 
 
 def differing(first: Ranges, second: Ranges) -> tuple[int, int]:
