@@ -34,7 +34,7 @@ from tfdeploy_magic.views.doctor import Checkup, Level, Row
 OURS = "tfdeploy-magic"
 
 PACKAGES = (
-    *("tensorflow", "keras", "tf-keras", "ai-edge-litert", "numpy"),
+    *("tensorflow", "keras", "tf-keras", "ai-edge-litert", "litert-quantizer", "numpy"),
     *("ipython", "ipywidgets", "jupyterlab", "matplotlib"),
 )
 

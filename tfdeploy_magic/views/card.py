@@ -6,9 +6,10 @@ import re
 import shlex
 from dataclasses import dataclass
 
-from tfdeploy_magic.artifacts.evidence import Evidence, Latency
+from tfdeploy_magic.artifacts.evidence import ABOUT_ANSWERS, Evidence, Latency
 from tfdeploy_magic.artifacts.models import LiteFile
 from tfdeploy_magic.artifacts.provenance import Provenance
+from tfdeploy_magic.artifacts.schemes import SCHEMES
 from tfdeploy_magic.views import html as pieces
 from tfdeploy_magic.views import words
 from tfdeploy_magic.views.html import escape
@@ -80,19 +81,29 @@ def html(file: LiteFile, evidence: Evidence, provenance: Provenance) -> str:
 
 
 def next_line(file: LiteFile, evidence: Evidence, provenance: Provenance) -> str | None:
-    """Return the line a person would most naturally type next; when something is wrong its cure stands already."""
+    """Return the line a person would most naturally type next; None when what is wrong has its cure beside it."""
     name = provenance.source.partition(": ")[0]
-    same = f"%tflite_convert {shlex.quote(name)}{provenance.options.get('kept_flags', '')}"
-    if evidence.verdict == "not ok" or file.foreign_operators:
+    about = f"{shlex.quote(name)}{provenance.options.get('kept_flags', '')}"
+    if evidence.verdict == "not ok":
+        wrong = {finding.code for finding in evidence.findings if finding.level == "error"}
+        return (
+            f"%quantize {about} --int8 --explain"
+            if file.scheme == "int8" and wrong and wrong <= ABOUT_ANSWERS
+            else None
+        )
+    if file.foreign_operators:
         return None
     if file.scheme == "float32":
-        return f"{same} --int8"
+        return f"%quantize {about}"
     if provenance.options.get("output") is not None:
         return None
     io = provenance.options.get("io")
     asked = f" --io {io}" if file.scheme == "int8" and io != "int8" else ""
     target = re.sub(r"[^\w-]", "_", name.rpartition("/")[2])
-    return f"{same} --{file.scheme}{asked} -o {target}.tflite"
+    scheme = SCHEMES.get(str(provenance.options.get("label", file.scheme)))
+    return (
+        f"%tflite_convert {about} {scheme.flag}{asked} -o {target}.tflite" if scheme else f'_.save("{target}.tflite")'
+    )
 
 
 def _rows(file: LiteFile, evidence: Evidence, provenance: Provenance) -> list[_Row]:
@@ -136,7 +147,8 @@ def _facts(file: LiteFile, evidence: Evidence, provenance: Provenance) -> list[t
 
 
 def _quantized(file: LiteFile) -> str:
-    of = "activations" if file.scheme in ("int8", "int16x8") else "weights"
+    scheme = SCHEMES.get(file.scheme)
+    of = "activations" if scheme and scheme.activations else "weights"
     left = ", ".join(f"{name} ×{count}" for name, count in file.float_operators.items())
     share = words.share(file.quantized_share or 0.0)
     return f"{share} of the {of}" + (f"; left in float: {left}" if of == "activations" and left else "")
