@@ -219,8 +219,9 @@ class Conversion:
     def read_data(self) -> None:
         """Drain the person's data, and fail before any work is done when it does not fit."""
         options = self.options
-        if not (samples.is_quick(options.calib) and samples.is_quick(options.test)):
-            _ = self.ready  # refuse the model before the person's generators run
+        quick = samples.is_quick(options.calib) and samples.is_quick(options.test)
+        if not quick or getattr(self.source.value, "suffix", "") == ".tflite":
+            _ = self.ready  # refuse the model before the person's generators run, or their data is called unfit for it
         if self.calibrated:
             self.calibration = self._gather(options.calib, "calibration", options.samples)
         if options.test is not None:

@@ -17,7 +17,7 @@ from tfdeploy_magic.artifacts.signature import Arrays
 from tfdeploy_magic.commands.comparison import Unfinished
 from tfdeploy_magic.commands.conversion import Conversion, Made
 from tfdeploy_magic.commands.lite_model import LiteModel, source_reference
-from tfdeploy_magic.errors import ConversionError, InputError, TfdeployError
+from tfdeploy_magic.errors import ConversionError, TfdeployError
 from tfdeploy_magic.evaluate import calibration, judge, measure, slowness, timing
 from tfdeploy_magic.jobs import Progress, Worker
 
@@ -80,6 +80,27 @@ class Matrix:
             done.answers = self._ask(done.made)
         return done.answers
 
+    def possible(self, variants: Sequence[Variant]) -> tuple[Variant, ...]:
+        """Return what can be made at all; a model with a loop that cannot be unrolled is not quantized but shrunk.
+
+        Raises:
+            ConversionError: Nothing can.
+        """
+        try:
+            _ = self.one.ready
+        except ConversionError as error:
+            rest = tuple(variant for variant in variants if not variant.calibrated)
+            if not self.one.calibrated or not rest:
+                raise
+            self.one.calibrated = False
+            _ = self.one.ready
+            self._order += [variant.label for variant in variants if variant.calibrated]
+            for variant in variants:
+                if variant.calibrated:
+                    self._failed(variant.label, error)
+            return rest
+        return tuple(variants)
+
     def add(self, variants: Sequence[Variant]) -> None:
         """Make files in one process, and measure each in another as it arrives.
 
@@ -94,9 +115,9 @@ class Matrix:
                 missing.append(variant)
             else:
                 self._measured(found)
-        missing = self._possible(missing)
         if not missing:
             return
+        _ = self.one.maker
         began = time.monotonic()
         for variant, made in self._arriving(missing):
             if isinstance(made, Made):
@@ -108,24 +129,6 @@ class Matrix:
             began = time.monotonic()
         if not self._done and self._error is not None:
             raise self._error
-
-    def _possible(self, variants: Sequence[Variant]) -> list[Variant]:
-        """Return what can be made at all: a model with a loop can do without calibration only."""
-        if not variants:
-            return []
-        try:
-            _ = self.one.maker
-        except ConversionError as error:
-            rest = [variant for variant in variants if not variant.calibrated]
-            if len(rest) == len(variants) or not rest:
-                raise
-            for variant in variants:
-                if variant.calibrated:
-                    self._failed(variant.label, error)
-            self.one.calibrated = False
-            _ = self.one.maker
-            return rest
-        return list(variants)
 
     def _arriving(self, variants: Sequence[Variant]) -> Iterator[tuple[Variant, Made | TfdeployError]]:
         """Yield each file, or why there is none, as soon as it is there."""
@@ -196,8 +199,7 @@ class Matrix:
         return measure.ask(self.measurer, made.file, self.one.test.files, folder)
 
     def _failed(self, label: str, error: TfdeployError) -> None:
-        reason = f"{error.what}: {error.found}" if isinstance(error, InputError) else error.found
-        self.failures.append(Failure(label, reason, error.cure))
+        self.failures.append(Failure(label, f"{error.what}: {error.found}", error.cure))
         self._error = self._error or error
         self._show()
 

@@ -137,13 +137,14 @@ def quantize(options: Quantize, progress: Listener) -> Comparison | Explanation:
 
 def _compare(options: Quantize, one: Conversion, matrix: Matrix) -> Comparison:
     """Make, measure, search and time; what is finished stays when it is stopped."""
+    variants = matrix.possible(options.variants()) if options.recipe is None else ()
     one.read_data()
     if one.comparable:
         _ = one.baseline  # a metric that does not fit shows before anything is converted
     search.check_budget(one, options.budget)
     more: dict[str, Any] = {}
     try:
-        matrix.add(options.variants() if options.recipe is None else _of_recipe(options, one))
+        matrix.add(variants or _of_recipe(options, one))
         matrix.look_at_calibration()
         matrix.time()
         if options.max_drop is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,18 +114,31 @@ class ConvertedGraph:
                 "a .tflite file cannot be converted to this scheme",
                 found=f"--{'float16' if float16 else 'dynamic'} for a file that is converted already",
                 wanted="--int8 or --int16x8, which TensorFlow makes of a float .tflite file",
-                cure="Convert the model it was made from.",
+                cure="Convert the model it was made from, or use --weight-only-wi8 or --dynamic-wi8.",
             )
         found = describe(self.path)
-        if quantized := [dtype for dtype in ("int4", "int8", "uint8", "int16") if dtype in found["weights"]]:
-            raise ConversionError(
-                f"{self.path.name} cannot be converted again",
-                found=f"a file that is quantized already ({', '.join(quantized)} weights)",
-                wanted="a float .tflite file",
-                cure="Convert the model it was made from.",
-            )
+        check_not_quantized(self.path.name, found["weights"])
         content = self.path.read_bytes()
         return content if found["signatures"] else put_signature(content, self.signature)
+
+
+def check_not_quantized(name: str, weights: Mapping[str, int]) -> None:
+    """Refuse a .tflite file that a quantizer has been at.
+
+    Args:
+        name: Of the file.
+        weights: Bytes of its constants, by dtype.
+
+    Raises:
+        ConversionError: It is quantized.
+    """
+    if quantized := [dtype for dtype in ("int4", "int8", "uint8", "int16") if dtype in weights]:
+        raise ConversionError(
+            f"{name} cannot be converted again",
+            found=f"a file that is quantized already ({', '.join(quantized)} weights)",
+            wanted="a float .tflite file",
+            cure="Convert the model it was made from.",
+        )
 
 
 def open_graph(folder: Path, signature: Signature, *, frozen: bool, tags: tuple[str, ...]) -> Convertible:

@@ -9,6 +9,8 @@ from typing import Any
 from tfdeploy_magic.artifacts.evidence import Finding
 from tfdeploy_magic.artifacts.models import SavedModelDir
 from tfdeploy_magic.convert import preflight
+from tfdeploy_magic.convert.converter import check_not_quantized
+from tfdeploy_magic.convert.describe import describe
 from tfdeploy_magic.errors import ConversionError, VariablesLost
 from tfdeploy_magic.jobs import Report
 from tfdeploy_magic.sources import Source, StoredModel, graphs, open_source, stored
@@ -129,7 +131,10 @@ def look_task(report: Report, path: str) -> dict[str, Any]:
     """Look at the graph of a model file that this process has opened; a job's entry."""
     report.stage("looking at its operations")
     model = stored.opened(path)
-    return asdict(_Seen((), ()) if model.graph_def is None else _look_at(model))
+    if model.graph_def is None:
+        check_not_quantized(Path(path).name, describe(Path(path))["weights"])
+        return asdict(_Seen((), ()))
+    return asdict(_look_at(model))
 
 
 def _look_at(model: Any) -> _Seen:

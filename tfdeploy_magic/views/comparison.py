@@ -173,7 +173,7 @@ def asked(table: Table) -> str:
     budget, metric = table.budget, metric_of(table)
     asked = []
     if budget.max_drop is not None:
-        of = f"less {metric}" if metric else "of the samples with another top class"
+        of = f"worse in {metric}" if metric else "of the samples with another top class"
         asked.append(f"at most {100 * budget.max_drop:.3g}{_unit(metric)} {of}")
     if budget.max_size is not None:
         asked.append(f"at most {words.size(budget.max_size)}")
@@ -239,7 +239,9 @@ def standing(row: Row) -> str:
 
 def _below(drop: Drop, metric: str) -> str:
     """Return "1.0 points below the source model (95% interval −0.4 to 2.5, no difference shown)"."""
-    side = {"worse": "below the source model", "better": "above the source model"}
+    side = {way: f"{way} than the source model" for way in ("worse", "better")}
+    if "accuracy" in metric:
+        side = {"worse": "below the source model", "better": "above the source model"}
     amount, _, way = words.drop(drop, metric).rpartition(" ")
     said = f"{amount} {side[way]}" if way in side else "on a par with the source model"
     if drop.low is None or drop.high is None:
@@ -350,7 +352,7 @@ def _legend(table: Table) -> Iterator[str]:
 def _noticed(table: Table) -> tuple[Finding, ...]:
     """Return what was noticed: on the comparison, what failed, and on the files, equal findings once."""
     failed = (
-        Finding("error", "failed", f"{_short(each.label)} could not be made: {each.reason.rstrip('.')}", each.cure)
+        Finding("error", "failed", f"{_short(each.label)} failed: {each.reason.rstrip('.')}", each.cure)
         for each in table.failures
     )
     found: dict[Finding, list[str]] = {}
@@ -461,7 +463,8 @@ def _timed(latency: Latency) -> str:
 def _noise(noise: float | None) -> str:
     if noise is None:
         return "each file was timed once, so how large a difference has to be to mean something is not known"
-    return f"medians of one and the same file differed by {100 * noise:.0f}%: smaller differences mean nothing"
+    apart = f"{100 * noise:.0f}%" if noise >= 0.005 else "less than 1%"
+    return f"medians of one and the same file differed by {apart}: smaller differences mean nothing"
 
 
 def _times(table: Table) -> list[tuple[str, str]]:
