@@ -92,7 +92,7 @@ def test_the_line_as_typed_finds_its_data_shows_one_card_and_gives_a_value(train
     text = shown.displays[0]["text/plain"]
     assert "on x_train (100 of 1297 samples, drawn at random, found by its shape" in text
     assert "on x_test, y_test (500 samples, found by its shape" in text
-    assert "Asked for: at most 2 points less accuracy." in text
+    assert "Asked for: at most 2 points" in text
     assert "int8 meets it" in text
     assert "data:image/png;base64," in shown.displays[0]["text/html"]
     assert "stderr" not in shown.streams

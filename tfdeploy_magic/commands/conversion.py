@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import re
 import shlex
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +32,7 @@ from tfdeploy_magic.errors import OutputError, VariablesLost
 from tfdeploy_magic.evaluate import calibration, judge, measure, metrics
 from tfdeploy_magic.jobs import Report, Worker
 from tfdeploy_magic.jobs.progress import Listener
-from tfdeploy_magic.quantization.engine import Maker
+from tfdeploy_magic.quantization.engine import CALIBRATED, FLOAT, Maker
 from tfdeploy_magic.sources import Source, samples
 from tfdeploy_magic.sources.native import give_back_memory, native_stderr_to
 from tfdeploy_magic.sources.samples import NamedData
@@ -265,7 +266,38 @@ class Conversion:
         self.report.stage("freezing")
         with native_stderr_to(self.folder / "freezing.log"):
             saved_model = self.ready.save(self.folder / "saved_model")
-        return self._maker_of(saved_model, model.layers, self.folder / "made")
+        folder = self.folder / "made"
+        for name, key in self._starts(model.layers).items():
+            entry = None if self.options.no_cache else store.find(key)
+            if entry is not None and entry.path is not None:
+                folder.mkdir(exist_ok=True)
+                shutil.copyfile(entry.path, folder / name)
+        return self._maker_of(saved_model, model.layers, folder)
+
+    def keep_starts(self) -> None:
+        """Remember the float model and the calibrated one, so that other files of the model start from them."""
+        if "maker" not in vars(self) or self.options.no_cache:
+            return
+        for name, key in self._starts(self.maker.layers).items():
+            path = self.maker.folder / name
+            if path.exists():
+                with contextlib.suppress(OutputError):
+                    store.keep(key, {}, path, name)
+
+    def _starts(self, layers: Mapping[str, str]) -> dict[str, str]:
+        """Return the keys of those two; the names of layers count, since tensors are named after them."""
+        parts = {
+            "source": self.source.sha256,
+            "unroll": self.ready.source.how.unroll,
+            "single_sample": self.ready.single_sample,
+            "layers": dict(layers),
+            "select_ops": self.options.select_ops,
+            "versions": _versions(),
+        }
+        keys = {FLOAT: store.key_of(**parts)}
+        if self.calibration is not None:
+            keys[CALIBRATED] = store.key_of(**parts, calibration=self.calibration.sha256)
+        return keys
 
     def make(self, variant: Variant) -> Made:
         """Make one file, of the model loaded and written anew where TensorFlow's converter loses its variables."""

@@ -172,6 +172,7 @@ def explain(one: Conversion, io: IoType | None, options: Any) -> Explanation:
         latency=measure.time_one(one.worker, made.file, one.test.files),
         findings=one.findings(made),
     )
+    one.keep_starts()
     provenance = one.with_costs(made.provenance)
     path = one.keep(replace(made, provenance=provenance))
     assert path is not None

@@ -157,6 +157,7 @@ def _compare(options: Quantize, one: Conversion, matrix: Matrix) -> Comparison:
     except KeyboardInterrupt:
         matrix.stop()
         more["stopped"] = True
+    one.keep_starts()
     models = matrix.keep()
     table = matrix.table()
     best = search.best_of(table.rows, options.budget)

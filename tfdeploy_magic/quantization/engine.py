@@ -32,6 +32,9 @@ _CRASH_CURES = {
 }
 """Stage -> the known cure when the process dies there."""
 
+FLOAT, CALIBRATED = "float.start", "calibrated.start"
+"""Files in a maker's folder that others are made from; a process that finds them there need not make them."""
+
 SCREENED = 20
 """Samples that the channels' ranges are looked at with: which channels are the large ones does not take more."""
 
@@ -200,12 +203,12 @@ class _Work:
         assert self._work["calibration"] is not None
         return open_arrays({name: Path(file) for name, file in self._work["calibration"].items()})
 
-    def float_path(self, equalized: bool) -> Path:
-        return self.folder / f"{'equalized' if equalized else 'float'}.start"
+    def path(self, name: str, equalized: bool) -> Path:
+        return self.folder / (f"equalized-{name}" if equalized else name)
 
     def float_model(self, equalized: bool = False) -> bytes:
         """Return the float model that the quantizers start from; a process before this one may have made it."""
-        path = self.float_path(equalized)
+        path = self.path(FLOAT, equalized)
         if path.exists():
             return path.read_bytes()
         if equalized:
@@ -219,17 +222,25 @@ class _Work:
         path.write_bytes(content)
         return content
 
-    def calibrated(self, equalized: bool = False) -> tuple[Any, bytes]:
-        """Return TensorFlow's calibrator, fed, and the model with the ranges it found.
+    def calibrated(self, equalized: bool = False) -> bytes:
+        """Return the float model with the ranges that TensorFlow's calibrator found; it may have been made before."""
+        path = self.path(CALIBRATED, equalized)
+        if not path.exists():
+            self.calibrator(equalized)
+        return path.read_bytes()
 
-        Both are internal to TensorFlow 2.21, which is why the package pins that line; ``TFLiteConverter.convert``
-        calls the same.
+    def calibrator(self, equalized: bool = False) -> Any:
+        """Return TensorFlow's calibrator, fed with the samples.
+
+        It and the quantizers are internal to TensorFlow 2.21, which is why the package pins that line;
+        ``TFLiteConverter.convert`` calls the same.
         """
         if equalized not in self._calibrators:
             count = len(next(iter(self.samples.values())))
-            self._calibrators[equalized] = self._calibrate(self.float_model(equalized), 0, count)
-        found: tuple[Any, bytes] = self._calibrators[equalized]
-        return found
+            fed, content = self._calibrate(self.float_model(equalized), 0, count)
+            self._calibrators[equalized] = fed
+            self.path(CALIBRATED, equalized).write_bytes(content)
+        return self._calibrators[equalized]
 
     def _calibrate(self, float_model: bytes, first: int, last: int) -> tuple[Any, bytes]:
         from tensorflow.lite.python.optimize import calibrator
@@ -250,7 +261,7 @@ class _Work:
 
     def ranges(self, rule: RangeRule, equalized: bool = False) -> Ranges:
         if rule == "min_max":
-            return litert.ranges_of(self.calibrated(equalized)[1])
+            return litert.ranges_of(self.calibrated(equalized))
         start = self.float_model(equalized)
         self.report.stage("calibrating with litert-quantizer")
         return litert.calibrate(start, self.samples, self.signature, self.report, rule)
@@ -286,15 +297,18 @@ class _Work:
         import tensorflow as tf
         from tensorflow.lite.python.convert import mlir_quantize
 
-        calibrator, calibrated = self.calibrated(variant.equalized)
-        if variant.range_rule != "min_max":
-            calibrated = litert.put_ranges(calibrated, self.ranges(variant.range_rule, variant.equalized))
-        verification.check_denylists(litegraph.parse(calibrated), variant.denylisted_ops, variant.denylisted_nodes)
-        self.report.stage(f"quantizing to {variant.scheme}")
         if variant.scheme == "int16x8":
             # The older quantizer takes the ranges from the calibrator; MLIR's has no 16-bit activations.
+            fed = self.calibrator(variant.equalized)
+            self.report.stage("quantizing to int16x8")
             float32, int16, int64 = (np.dtype(name).num for name in ("float32", "int16", "int64"))
-            return bytes(calibrator._calibrator.QuantizeModel(float32, float32, False, int16, int64, False, False))
+            return bytes(fed._calibrator.QuantizeModel(float32, float32, False, int16, int64, False, False))
+        calibrated = self.calibrated(variant.equalized)
+        if variant.range_rule != "min_max":
+            calibrated = litert.put_ranges(calibrated, self.ranges(variant.range_rule, variant.equalized))
+        if variant.denylisted_ops or variant.denylisted_nodes:
+            verification.check_denylists(litegraph.parse(calibrated), variant.denylisted_ops, variant.denylisted_nodes)
+        self.report.stage(f"quantizing to {variant.scheme}")
         dtype = tf.as_dtype(variant.asked_io)
         return bytes(
             mlir_quantize(
@@ -381,11 +395,11 @@ def operators_task(report: Report, work: dict[str, Any]) -> list[dict[str, str]]
 
 
 def calibrated_task(report: Report, work: dict[str, Any]) -> tuple[str, str]:
-    """Write the calibrated model to disk; a job's entry."""
+    """Return where the float model and the calibrated one lie; a job's entry."""
     opened = _opened(work, report)
-    path = opened.folder / "calibrated.start"
-    path.write_bytes(opened.calibrated()[1])
-    return str(opened.float_path(False)), str(path)
+    opened.float_model()
+    opened.calibrated()
+    return str(opened.path(FLOAT, False)), str(opened.path(CALIBRATED, False))
 
 
 def _check_that_it_runs(path: Path, variant: Variant, asked: Signature) -> None:

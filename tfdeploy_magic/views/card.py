@@ -40,10 +40,13 @@ def mimebundle(file: LiteFile, evidence: Evidence, provenance: Provenance) -> di
 
 def text(file: LiteFile, evidence: Evidence, provenance: Provenance) -> str:
     """Return the card as plain text."""
-    rows = [_Row("", provenance.source_form, f"{file.scheme} .tflite", "change"), *_rows(file, evidence, provenance)]
+    rows = [
+        _Row("", provenance.source_form, f"{called(file, provenance)} .tflite", "change"),
+        *_rows(file, evidence, provenance),
+    ]
     said = evidence.verdict
     lines = [
-        f"{_MARK[said]} {said}: {provenance.source} → {file.scheme} .tflite",
+        f"{_MARK[said]} {said}: {provenance.source} → {called(file, provenance)} .tflite",
         "",
         *pieces.plain_table([row.cells for row in rows]),
         "",
@@ -64,10 +67,10 @@ def html(file: LiteFile, evidence: Evidence, provenance: Provenance) -> str:
         (
             pieces.heading(
                 f"{_MARK[said]} {said}",
-                f"{escape(provenance.source)} → <strong>{escape(file.scheme)} .tflite</strong>",
+                f"{escape(provenance.source)} → <strong>{escape(called(file, provenance))} .tflite</strong>",
             ),
             pieces.table(
-                ("", provenance.source_form, f"{file.scheme} .tflite", "change"),
+                ("", provenance.source_form, f"{called(file, provenance)} .tflite", "change"),
                 *(row.cells for row in _rows(file, evidence, provenance)),
             ),
             _figure(file, evidence, provenance),
@@ -100,10 +103,15 @@ def next_line(file: LiteFile, evidence: Evidence, provenance: Provenance) -> str
     io = provenance.options.get("io")
     asked = f" --io {io}" if file.scheme == "int8" and io != "int8" else ""
     target = re.sub(r"[^\w-]", "_", name.rpartition("/")[2])
-    scheme = SCHEMES.get(str(provenance.options.get("label", file.scheme)))
+    scheme = SCHEMES.get(called(file, provenance))
     return (
         f"%tflite_convert {about} {scheme.flag}{asked} -o {target}.tflite" if scheme else f'_.save("{target}.tflite")'
     )
+
+
+def called(file: LiteFile, provenance: Provenance) -> str:
+    """Return what tells a file from others of the same model."""
+    return str(provenance.options.get("label", file.scheme))
 
 
 def _rows(file: LiteFile, evidence: Evidence, provenance: Provenance) -> list[_Row]:
