@@ -63,7 +63,8 @@ def size_and_score(file: LiteFile, evidence: Evidence, provenance: Provenance) -
     figure = Figure(figsize=(7.2, 1.75), facecolor=PAPER)
     left = figure.add_axes((0.155, 0.2, 0.36, 0.64))
     right = figure.add_axes((0.56, 0.2, 0.41, 0.64), sharey=left)
-    names = (provenance.source_form, plain(f"{provenance.options.get('label', file.scheme)} .tflite"))
+    label = provenance.options.get("label", file.scheme)
+    names = (provenance.source_form, plain(f"{label} .tflite"))
     _sizes(left, names, (provenance.source_size, file.size))
     if evidence.metric and evidence.score and evidence.baseline_score:
         _scores(right, (evidence.baseline_score, evidence.score), evidence.metric, evidence.n)
