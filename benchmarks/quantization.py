@@ -43,7 +43,7 @@ def measure() -> Iterator[Row]:
 
 
 def _schemes() -> Iterator[Row]:
-    """Compare with int8 alone as TensorFlow's guide makes it, and its accuracy as the guide measures it."""
+    """Compare with int8 alone as TensorFlow's guide makes it, and with its accuracy and the model's as one measures them."""
     model = digits_cnn(CALIBRATION_SAMPLES).model
     x, y = digits()
     test, labels = x[TRAINING_SAMPLES:], y[TRAINING_SAMPLES:]
@@ -65,8 +65,8 @@ def _schemes() -> Iterator[Row]:
             median(plain),
             least_ratio=1 / limit,
             notes=(
-                f"by hand is one int8 file and its accuracy on {len(test)} digits, ours {files} files: {ratio:.2f} "
-                f"times as long, at most {limit:g} are allowed; rounds: by hand {_spread(plain)}; "
+                f"by hand is one int8 file, its accuracy on {len(test)} digits one by one and the model's by "
+                f"model.predict; ours is {files} files with parity, intervals and times: {ratio:.2f} times as long, at most {limit:g} are allowed; rounds: by hand {_spread(plain)}; "
                 f"ours {_spread([took for took, _ in ours])}",
             ),
         )
@@ -78,7 +78,8 @@ def _by_hand(model: Any, calibration: Any, test: Any, labels: Any) -> float:
         content = by_hand.plain_file(model, "int8", "int8", calibration)
     (name,) = by_hand.interpreter(content).get_signature_runner().get_input_details()
     (answers,) = by_hand.answers(content, {name: test}).values()
-    assert np.mean(answers.argmax(1) == labels) > 0.9
+    expected = model.predict(test, verbose=0)
+    assert np.mean(answers.argmax(1) == labels) > np.mean(expected.argmax(1) == labels) - 0.05
     return time.perf_counter() - began
 
 

@@ -23,7 +23,12 @@ from pathlib import Path
 FORKING = sys.platform == "linux"
 """Whether workers are forked, TensorFlow already imported, or started afresh."""
 
-PRELOAD = ("numpy", "tensorflow", "ai_edge_litert.interpreter")
+PRELOAD = (
+    *("numpy", "tensorflow", "ai_edge_litert.interpreter", "ai_edge_litert.schema_py_generated", "litert_quantizer"),
+    *("tfdeploy_magic.quantization.engine", "tfdeploy_magic.evaluate.slowness"),
+)
+"""What workers find imported, by name: nothing up there is any business of this module's."""
+
 FDS_PER_REQUEST = 4
 """What comes with each request: its requests, its events, its output, and where its pid and exit status go."""
 
