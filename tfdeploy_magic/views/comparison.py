@@ -206,10 +206,16 @@ def _ranked(best: Row, table: Table) -> str:
     """Return how the row to take compares in size with those it was chosen from; nothing where it was not for that."""
     among = [row for row in table.rows if not table.budget.excess(row) and _good(row)]
     does = "do" if table.budget else "are ok"
+    if not table.budget and not _warned_of(best):
+        among, does = [row for row in among if not _warned_of(row)], "nothing warns of"
     if len(among) < 2:
         return ", the only one that does" if table.budget else ""
     smallest = min(row.file.size for row in among) == best.file.size
     return f", the smallest of {len(among)} that {does}" if smallest else f", one of {len(among)} that {does}"
+
+
+def _warned_of(row: Row) -> bool:
+    return any(finding.code in ABOUT_ANSWERS for finding in row.evidence.findings)
 
 
 def _missed(missed: Mapping[str, float], metric: str | None) -> str:
