@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from tfdeploy_magic.artifacts.comparison import Budget, Failure, Row, SweepPoint, Table, Trial
@@ -119,18 +121,20 @@ class Matrix:
             return
         _ = self.one.maker
         began = time.monotonic()
-        for variant, made in self._arriving(missing):
-            if isinstance(made, Made):
-                self._measured(made)
-            else:
-                self._failed(variant.label, made)
-            if variant.label in self._done:
-                self._done[variant.label].seconds = time.monotonic() - began
-            began = time.monotonic()
+        # Closed at once when anything interrupts: a generator that is only dropped may go on making files.
+        with contextlib.closing(self._arriving(missing)) as arriving:
+            for variant, made in arriving:
+                if isinstance(made, Made):
+                    self._measured(made)
+                else:
+                    self._failed(variant.label, made)
+                if variant.label in self._done:
+                    self._done[variant.label].seconds = time.monotonic() - began
+                began = time.monotonic()
         if not self._done and self._error is not None:
             raise self._error
 
-    def _arriving(self, variants: Sequence[Variant]) -> Iterator[tuple[Variant, Made | TfdeployError]]:
+    def _arriving(self, variants: Sequence[Variant]) -> Generator[tuple[Variant, Made | TfdeployError]]:
         """Yield each file, or why there is none, as soon as it is there."""
         one, arrived = self.one, queue.SimpleQueue[Any]()
         relayed, one.worker.listener = one.worker.listener, arrived.put
@@ -195,7 +199,7 @@ class Matrix:
 
     def _ask(self, made: Made) -> Arrays:
         assert self.one.test is not None
-        folder = self.one.folder / "answers" / str(len(self._done) + len(self.failures))
+        folder = Path(tempfile.mkdtemp(prefix="answers-", dir=self.one.folder))
         return measure.ask(self.measurer, made.file, self.one.test.files, folder)
 
     def _failed(self, label: str, error: TfdeployError) -> None:
@@ -205,6 +209,14 @@ class Matrix:
 
     def _show(self) -> None:
         self.one.report.show(Unfinished(self.table()))
+
+    @contextlib.contextmanager
+    def surviving(self) -> Iterator[None]:
+        """Make a failure of what is done with finished files a finding: the files themselves stay."""
+        try:
+            yield
+        except TfdeployError as error:
+            self.findings.append(Finding("warning", "unfinished", f"{error.what}: {error.found}", error.cure))
 
     def stop(self) -> None:
         """End both processes, whatever they are at."""

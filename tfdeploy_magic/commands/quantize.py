@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -145,17 +145,13 @@ def _compare(options: Quantize, one: Conversion, matrix: Matrix) -> Comparison:
     more: dict[str, Any] = {}
     try:
         matrix.add(variants or _of_recipe(options, one))
-        matrix.look_at_calibration()
-        matrix.time()
-        if options.max_drop is not None:
-            search.Search(matrix).run()
-            matrix.time()
-        if options.engine == "both":
-            more["contrasts"] = tuple(contrasts(matrix))
-        if options.sweep:
-            more["sweep"] = matrix.sweep()
+        for step in _steps(options, matrix, more):
+            with matrix.surviving():
+                step()
     except KeyboardInterrupt:
         matrix.stop()
+        if not matrix.table().rows:
+            raise
         more["stopped"] = True
     one.keep_starts()
     models = matrix.keep()
@@ -164,6 +160,19 @@ def _compare(options: Quantize, one: Conversion, matrix: Matrix) -> Comparison:
     doubts = search.resolution(table[best], options.budget) if best else ()
     findings = judge.worst_first((*table.findings, *doubts))
     return Comparison(replace(table, best=best, findings=findings, **more), models)
+
+
+def _steps(options: Quantize, matrix: Matrix, more: dict[str, Any]) -> Iterator[Callable[[], None]]:
+    """Yield what is done once the files are there; what it finds beside the rows goes into ``more``."""
+    yield matrix.look_at_calibration
+    yield matrix.time
+    if options.max_drop is not None:
+        yield search.Search(matrix).run
+        yield matrix.time
+    if options.engine == "both":
+        yield lambda: more.update(contrasts=tuple(contrasts(matrix)))
+    if options.sweep:
+        yield lambda: more.update(sweep=matrix.sweep())
 
 
 def _of_recipe(options: Quantize, one: Conversion) -> tuple[Variant, ...]:
