@@ -373,8 +373,12 @@ def test_a_float_file_gives_what_can_be_derived_from_it(trained_cnn: Any, digits
     np.testing.assert_array_equal(by_litert(every["int8"], digits.x_test), expected)
 
 
-def test_a_file_that_is_quantized_already_is_refused(trained_cnn: Any, digits: Digits, tmp_path: Path) -> None:
-    (tmp_path / "small.tflite").write_bytes(by_hand.plain_file(trained_cnn, "dynamic"))
+@pytest.mark.parametrize("scheme", ["dynamic", "int8"])
+def test_a_file_that_is_quantized_already_is_refused(
+    trained_cnn: Any, digits: Digits, tmp_path: Path, scheme: str
+) -> None:
+    content = by_hand.plain_file(trained_cnn, scheme, "int8", digits.x_train[:ROWS])
+    (tmp_path / "small.tflite").write_bytes(content)
     with pytest.raises(ConversionError, match="quantized already"):
         compared(tmp_path / "small.tflite", digits)
 
@@ -415,12 +419,15 @@ def test_a_loop_that_can_be_unrolled_is_in_every_file() -> None:
         assert np.abs(by_litert(lite, SEQUENCES) - wanted).max() < share * np.abs(wanted).max()
 
 
-def test_a_loop_that_cannot_be_unrolled_costs_the_calibrated_rows_only() -> None:
-    made = quantize(lstm(None), calib=SEQUENCES[:40], engine="tflite")
+@pytest.mark.parametrize("tested", [False, True])
+def test_a_loop_that_cannot_be_unrolled_costs_the_calibrated_rows_only(tested: bool) -> None:
+    model, test = lstm(None), SEQUENCES[40:] if tested else None
+    made = quantize(model, calib=SEQUENCES[:40], test=test, engine="tflite")
     assert labels(made) == ["float32", "float16", "dynamic"]
     assert list(failures(made)) == ["int8", "int16x8"]
     assert all("a loop over a list" in reason for reason in failures(made).values())
     assert "unroll=True" in made.table.failures[0].cure
+    assert [lite.evidence.n for lite in made] == [40 * tested] * 3
 
 
 # What does not go together, and what is missing
