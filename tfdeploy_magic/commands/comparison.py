@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tfdeploy_magic.artifacts.comparison import Row, Table
@@ -66,10 +66,13 @@ class Comparison:
         return len(self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain data that survives JSON."""
-        table = asdict(self.table)
-        table["rows"] = [_row_to_dict(row, self.table) for row in self.table.rows]
-        return {**table, "pareto": list(self.table.pareto), "noise": self.table.noise}
+        """Return everything as plain data that Python's JSON carries, an infinite SNR as infinity."""
+        return {
+            **asdict(replace(self.table, rows=())),
+            "rows": [_row_to_dict(row, self.table) for row in self.table.rows],
+            "pareto": list(self.table.pareto),
+            "noise": self.table.noise,
+        }
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return one line a file: bytes, shares, dB and ms.
@@ -79,7 +82,8 @@ class Comparison:
         """
         import pandas
 
-        return pandas.DataFrame([_flat(row, self.table) for row in self.table.rows]).set_index("label")
+        lines = [_flat(row, self.table) for row in self.table.rows]
+        return pandas.DataFrame(lines, columns=COLUMNS).set_index("label")
 
     def figure(self) -> Figure:
         """Draw size, metric, signal-to-noise ratio and latency of every file, and the Pareto front."""
@@ -111,6 +115,13 @@ class Unfinished:
         from tfdeploy_magic.views import comparison
 
         return comparison.unfinished(self.table)
+
+
+COLUMNS = (
+    *("label", "scheme", "size", "metric", "score", "drop", "drop_low", "drop_high", "snr_db", "agreement"),
+    *("latency_ms", "latency_p95_ms", "verdict", "best", "pareto"),
+)
+"""What is said of one file on one line."""
 
 
 def _row_to_dict(row: Row, table: Table) -> dict[str, Any]:
@@ -152,7 +163,7 @@ def _not_met(table: Table) -> BudgetNotMet:
             "no file can be recommended",
             found=", ".join(f"{row.label}: {row.evidence.verdict}" for row in table.rows) or "no file at all",
             wanted="one that is ok",
-            cure="The findings of each file say why: print(comparison.rows[0]).",
+            cure="Each file's own card says why: comparison.rows has them.",
         )
     from tfdeploy_magic.views import comparison
 
@@ -160,5 +171,5 @@ def _not_met(table: Table) -> BudgetNotMet:
         "no file meets the budget",
         found=f"as the nearest {comparison.nearest(table)}" if table.rows else "no file at all",
         wanted=comparison.asked(table),
-        cure="Allow more, or search among other schemes: leave --int8 out.",
+        cure="Allow more, or search among other schemes: %quantize MODEL without naming one tries all of them.",
     )

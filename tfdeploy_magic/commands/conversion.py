@@ -76,7 +76,7 @@ class ModelOptions(Options):
     metric: Annotated[str | Callable[..., Any] | Named | None, FromKernel("metric")] = Field(
         None,
         description=f"what is measured beside parity: {', '.join(metrics.METRICS)}, or a function "
-        "metric(labels, output); accuracy for classifiers when left out",
+        "metric(labels, output) whose higher values are better; accuracy for classifiers when left out",
     )
     signature: str | None = Field(None, description="which signature of the model to convert")
     input_spec: str | None = Field(

@@ -20,6 +20,7 @@ from tfdeploy_magic.evaluate import judge, measure
 from tfdeploy_magic.quantization import debugging
 from tfdeploy_magic.quantization.debugging import Debugged
 from tfdeploy_magic.quantization.regions import Region
+from tfdeploy_magic.sources.naming import describe
 
 if TYPE_CHECKING:
     import pandas
@@ -238,7 +239,7 @@ def _settings(options: Any) -> dict[str, Any]:
     if missing:
         raise DataError(
             "--debug-options cannot be used",
-            found=f"a {type(options).__name__} without {missing[0]}",
+            found=f"{describe(options)} without {missing[0]}",
             wanted="a tf.lite.experimental.QuantizationDebugOptions",
             cure="Make one: debug_options = tf.lite.experimental.QuantizationDebugOptions(...).",
         )

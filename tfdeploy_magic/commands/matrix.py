@@ -19,7 +19,7 @@ from tfdeploy_magic.artifacts.signature import Arrays
 from tfdeploy_magic.commands.comparison import Unfinished
 from tfdeploy_magic.commands.conversion import Conversion, Made
 from tfdeploy_magic.commands.lite_model import LiteModel, source_reference
-from tfdeploy_magic.errors import ConversionError, TfdeployError
+from tfdeploy_magic.errors import ConversionError, TfdeployError, UserCodeError
 from tfdeploy_magic.evaluate import calibration, judge, measure, slowness, timing
 from tfdeploy_magic.jobs import Progress, Worker
 
@@ -109,7 +109,7 @@ class Matrix:
         Raises:
             TfdeployError: There is no file at all after that; why the first could not be made.
         """
-        self._order += [variant.label for variant in variants]
+        self._order += [variant.label for variant in variants if variant.label not in self._order]
         missing = []
         for variant in variants:
             found = self.one.find(variant)
@@ -203,7 +203,8 @@ class Matrix:
         return measure.ask(self.measurer, made.file, self.one.test.files, folder)
 
     def _failed(self, label: str, error: TfdeployError) -> None:
-        self.failures.append(Failure(label, f"{error.what}: {error.found}", error.cure))
+        cure = "Mend it and run this again." if isinstance(error, UserCodeError) else error.cure
+        self.failures.append(Failure(label, f"{error.what}: {error.found}", cure))
         self._error = self._error or error
         self._show()
 

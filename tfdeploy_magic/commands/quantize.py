@@ -28,6 +28,8 @@ _UNITS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 
 def _points(value: object) -> object:
     """Read percentage points: "2%", "2" and 2 are all 0.02."""
+    if value is None:
+        return None
     if isinstance(value, str):
         value = value.strip().removesuffix("%")
     try:
@@ -38,6 +40,8 @@ def _points(value: object) -> object:
 
 def _milliseconds(value: object) -> object:
     """Read a time: "5ms", "0.2s" and 5 ms."""
+    if value is None:
+        return None
     match = re.fullmatch(r"\s*([0-9.]+)\s*(us|µs|ms|s)?\s*", str(value))
     try:
         assert match is not None
@@ -104,10 +108,13 @@ class Quantize(ModelOptions):
 
     def calibrated(self) -> bool:
         """Whether any file needs calibration."""
-        written = recipes.parse(self.recipe) if self.recipe is not None else ()
-        return any(variant.calibrated for variant in self.variants()) or any(
-            SCHEMES[rule.scheme].calibrated for rule in written
-        )
+        if self.recipe is not None:
+            return any(SCHEMES[name].calibrated for name in recipes.schemes(recipes.parse(self.recipe), self.default()))
+        return any(variant.calibrated for variant in self.variants())
+
+    def default(self) -> str:
+        """Return the scheme of the layers that no rule of a recipe names."""
+        return self.schemes[0] if self.schemes else "int8"
 
     def data_to_find(self) -> tuple[str, ...]:
         """Calibration data where a scheme needs it, and test data always."""
@@ -178,10 +185,10 @@ def _steps(options: Quantize, matrix: Matrix, more: dict[str, Any]) -> Iterator[
 def _of_recipe(options: Quantize, one: Conversion) -> tuple[Variant, ...]:
     """Return the file of the recipe, after its float twin and the same without the recipe."""
     assert options.recipe is not None
-    default = options.schemes[0] if options.schemes else "int8"
-    asked = recipes.resolve(recipes.parse(options.recipe), one.maker.operators(), default)
-    asked = replace(asked, io=options.io if asked.scheme == "int8" else None)
-    return Variant("float32"), Variant(asked.scheme, asked.io), asked
+    asked = recipes.resolve(recipes.parse(options.recipe), one.maker.operators(), options.default())
+    asked = replace(asked, io=options.io)
+    files = (Variant("float32"), Variant(asked.scheme, asked.io), asked)
+    return tuple({variant.label: variant for variant in files}.values())
 
 
 def _check_options(options: Quantize) -> None:
@@ -215,8 +222,10 @@ def _check_options(options: Quantize) -> None:
         raise _contradiction("--debug-options", "no --explain", "they are for the debugger", "--debug-options")
     if options.recipe is not None:
         recipes.parse(options.recipe)
-    if options.io is not None and options.schemes and "int8" not in options.schemes:
-        raise _contradiction(f"--io {options.io}", " ".join(names), "only int8 files store inputs as integers", "--io")
+    made = {options.default()} if options.recipe is not None else {variant.scheme for variant in options.variants()}
+    if options.io is not None and "int8" not in made:
+        found = " ".join(names) or f"--engine {options.engine}"
+        raise _contradiction(f"--io {options.io}", found, "only int8 files store inputs as integers", "--io")
     if options.calibrated() and options.calib is None:
         raise DataError(
             "calibration data is needed",

@@ -158,8 +158,10 @@ class Search:
     def _held_float(self, tensors: Sequence[str], layers: Sequence[str]) -> Variant:
         short = list(dict.fromkeys(layer.partition(" (")[0] for layer in layers))
         said = ", ".join(short) if len(short) <= 3 else f"{short[0]} and {len(short) - 1} more"
-        plain = self.matrix.variant("int8")
-        return replace(plain, denylisted_nodes=tuple(dict.fromkeys(tensors)), name=f"int8, {said} float")
+        name = f"int8, {said} float"
+        if self.matrix.row(name) is not None:  # more tensors of the same layers
+            name = f"int8, {said} float ({len(tensors)} tensors)"
+        return replace(self.matrix.variant("int8"), denylisted_nodes=tuple(dict.fromkeys(tensors)), name=name)
 
     def _try(self, variant: Variant, why: str, spent: float = 0.0) -> bool:
         """Make and measure one more file, and say what came of it."""
@@ -167,7 +169,7 @@ class Search:
         self.matrix.add([variant])
         row = self.matrix.row(variant.label)
         met = row is not None and not self._misses(row)
-        outcome = views.standing(row) if row else f"could not be made: {self.matrix.failures[-1].reason}"
+        outcome = views.standing(row) if row else f"failed: {self.matrix.failures[-1].reason}"
         self.trials.append(Trial(variant.label, why, time.monotonic() - began, outcome, met))
         return met
 

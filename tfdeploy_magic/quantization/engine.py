@@ -191,6 +191,7 @@ class _Work:
         self.report: Report
         self._work = work
         self._calibrators: dict[bool, Any] = {}
+        self._found_ranges: dict[tuple[RangeRule, bool], Ranges] = {}
 
     @functools.cached_property
     def graph(self) -> Any:
@@ -260,6 +261,11 @@ class _Work:
         return calibrating, bytes(calibrating.calibrate(feed))
 
     def ranges(self, rule: RangeRule, equalized: bool = False) -> Ranges:
+        if (rule, equalized) not in self._found_ranges:
+            self._found_ranges[rule, equalized] = self._find_ranges(rule, equalized)
+        return self._found_ranges[rule, equalized]
+
+    def _find_ranges(self, rule: RangeRule, equalized: bool) -> Ranges:
         if rule == "min_max":
             return litert.ranges_of(self.calibrated(equalized))
         start = self.float_model(equalized)

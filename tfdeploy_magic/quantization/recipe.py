@@ -93,10 +93,8 @@ def resolve(rules: Sequence[Rule], operators: Sequence[Operator], default: str) 
         DataError: No one quantizer makes such a file.
     """
     chosen: dict[str, str] = {}
+    default, rules = _from_the_last_default(rules, default)
     for rule in rules:
-        if rule.pattern in (".*", "*"):
-            default, chosen = rule.scheme, {}
-            continue
         matched = [operator for operator in operators if _matches(rule.pattern, operator)]
         if not matched:
             raise _unknown(rule.pattern, operators)
@@ -111,7 +109,7 @@ def resolve(rules: Sequence[Rule], operators: Sequence[Operator], default: str) 
     if foreign:
         raise DataError(
             "no quantizer makes a file of this recipe",
-            found=f"{', '.join(foreign)} beside {', '.join(sorted({default, *others} - set(foreign)))}",
+            found=" beside ".join(sorted({default, *others})),
             wanted="int8 and float32, or schemes of litert-quantizer and float32",
             cure=f"Use {_twin(foreign[0])} in place of {foreign[0]}.",
         )
@@ -121,9 +119,18 @@ def resolve(rules: Sequence[Rule], operators: Sequence[Operator], default: str) 
     return Variant(start, recipe=tuple(groups), name="recipe")
 
 
-def told(rules: Sequence[Rule]) -> str:
-    """Return a recipe on one line."""
-    return "; ".join(f"{rule.pattern}: {rule.scheme}" for rule in rules)
+def schemes(rules: Sequence[Rule], default: str) -> tuple[str, ...]:
+    """Return the schemes that a recipe may come to."""
+    default, rules = _from_the_last_default(rules, default)
+    return tuple(dict.fromkeys((default, *(rule.scheme for rule in rules))))
+
+
+def _from_the_last_default(rules: Sequence[Rule], default: str) -> tuple[str, Sequence[Rule]]:
+    """Drop what a later rule for everything overrules."""
+    for place in reversed(range(len(rules))):
+        if rules[place].pattern in (".*", "*"):
+            return rules[place].scheme, rules[place + 1 :]
+    return default, rules
 
 
 def _matches(pattern: str, operator: Operator) -> bool:
