@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,3 +89,15 @@ def test_the_contrasts_are_shown_with_their_reasons(both: Comparison) -> None:
 def test_what_was_not_made_by_both_engines_is_not_contrasted(trained_cnn: Any, digits: Digits) -> None:
     alone = quantize(trained_cnn, schemes=("dynamic_wi8",), engine="both", test=(digits.x_test, digits.y_test))
     assert alone.table.contrasts == ()
+
+
+def test_contrasts_of_files_found_in_the_store_are_those_of_fresh_ones(
+    trained_cnn: Any, digits: Digits, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    names = ("dynamic", "int8", "dynamic_wi8", "static_wi8_ai8")
+    data = {"calib": digits.x_train[:60], "test": (digits.x_test, digits.y_test)}
+    fresh, found = (quantize(trained_cnn, schemes=names, engine="both", **data) for _ in range(2))
+    assert all(row.provenance.file_cached for row in found.rows)
+    assert [c.snr_db for c in found.table.contrasts] == pytest.approx([c.snr_db for c in fresh.table.contrasts])
+    assert len({c.snr_db for c in fresh.table.contrasts}) > 2

@@ -239,12 +239,11 @@ def second_row(progress: Progress) -> bool:
 @pytest.mark.parametrize(
     ("when", "finished"),
     [
-        (lambda progress: progress.stage.endswith("converting to float32"), 0),
         (second_row, 2),
         (lambda progress: progress.stage.endswith("calibrating"), 3),
         (lambda progress: progress.stage == "timing all files in turn", 5),
     ],
-    ids=["before the first row", "after the second", "while calibrating", "while timing"],
+    ids=["after the second", "while calibrating", "while timing"],
 )
 def test_ctrl_c_keeps_what_is_done_says_so_and_leaves_nothing_running(
     trained_cnn: Any, digits: Digits, when: Callable[[Progress], bool], finished: int
@@ -260,6 +259,17 @@ def test_ctrl_c_keeps_what_is_done_says_so_and_leaves_nothing_running(
     for lite in stopped:
         assert lite.evidence.n == len(digits.x_test) and lite.evidence.latency is None
         assert lite.predict(digits.x_test[:2]).shape == (2, 10)
+
+
+def test_ctrl_c_before_the_first_file_leaves_nothing_to_show_and_nothing_running(
+    trained_cnn: Any, digits: Digits
+) -> None:
+    processes, threads = workers(), set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt):
+        started = stopping(lambda progress: progress.stage.endswith("converting to float32"))
+        compared(trained_cnn, digits, engine="tflite", no_cache=True, progress=started)
+    assert gone_within(2, *workers() - processes)
+    assert set(threading.enumerate()) <= threads
 
 
 def test_after_ctrl_c_the_rest_is_made_and_the_finished_files_are_found(
@@ -469,9 +479,9 @@ def test_what_does_not_go_together_is_said_before_the_model_is_opened(options: d
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"max_drop": "much"}, "should be percentage points, as in 2%"),
-        ({"max_drop": "0%"}, "greater than 0"),
-        ({"max_drop": 100}, "less than 1"),
+        ({"max_drop": "much"}, "between 0 and 100, as in 2%"),
+        ({"max_drop": "0%"}, "between 0 and 100"),
+        ({"max_drop": 100}, "between 0 and 100"),
         ({"max_latency": "soon"}, "should be a time, as in 5ms"),
         ({"max_latency": "-1ms"}, "should be a time, as in 5ms"),
         ({"max_latency": "1.2.3ms"}, "should be a time, as in 5ms"),
@@ -618,3 +628,72 @@ def test_a_layer_that_the_model_does_not_have_is_named_with_those_near_it(traine
 def test_a_recipe_that_no_quantizer_can_make_is_refused(trained_cnn: Any, digits: Digits) -> None:
     with pytest.raises(DataError, match="no quantizer makes a file of this recipe"):
         compared(trained_cnn, digits, recipe=f"{trained_cnn.layers[0].name}: dynamic_wi4")
+
+
+@pytest.mark.parametrize("stage", ["looking at the calibration samples", "calibrating", "timing the source model"])
+def test_a_job_that_dies_after_the_files_are_made_costs_none_of_them(
+    trained_cnn: Any, digits: Digits, stage: str
+) -> None:
+    killed: list[int] = []
+
+    def kill(progress: Progress) -> None:
+        if progress.stage == stage and not killed:
+            for child in [child for server in fork_servers() for child in server.children()]:
+                killed.append(child.pid)
+                child.kill()
+
+    made = compared(trained_cnn, digits, "float32", "int8", no_cache=True, progress=kill)
+    assert killed and labels(made) == ["float32", "int8"]
+
+
+def test_options_left_at_none_are_as_if_left_out() -> None:
+    asked = Quantize(model=None, max_drop=None, max_latency=None, max_size=None)
+    assert asked.budget == Quantize(model=None).budget
+    assert not asked.budget
+
+
+@pytest.mark.parametrize(("said", "share"), [("2%", 0.02), ("2", 0.02), (2, 0.02), ("0.7%", 0.007)])
+def test_a_drop_is_in_percentage_points(said: Any, share: float) -> None:
+    assert Quantize(model=None, max_drop=said).max_drop == pytest.approx(share)
+
+
+def test_a_recipe_without_calibrated_schemes_needs_no_calibration_data(trained_cnn: Any, digits: Digits) -> None:
+    conv = trained_cnn.layers[3].name
+    made = compared(trained_cnn, digits, recipe=f".*: dynamic_wi8\n{conv}: weight_only_wi4", calib=None)
+    assert labels(made) == ["float32", "dynamic_wi8", "recipe"]
+
+
+def test_no_file_of_a_recipe_is_listed_twice(trained_cnn: Any, digits: Digits) -> None:
+    made = compared(trained_cnn, digits, recipe=".*: float32")
+    assert len(set(labels(made))) == len(labels(made))
+
+
+def test_a_recipe_may_quantize_one_layer_to_int8_and_leave_the_rest_in_float(trained_cnn: Any, digits: Digits) -> None:
+    conv = trained_cnn.layers[3].name
+    made = compared(trained_cnn, digits, recipe=f".*: float32\n{conv}: int8")["int8, recipe"]
+    integers = sum(count for dtype, count in made.file.activations.items() if "int" in dtype)
+    assert 0 < integers < sum(made.file.activations.values()) / 2
+    assert made.evidence.ok
+
+
+def test_a_metric_of_ones_own_may_say_that_lower_is_better(trained_cnn: Any, digits: Digits) -> None:
+    def wrong(labels: Any, output: Any) -> float:
+        return float(np.mean((np.eye(10)[labels] - output) ** 2))
+
+    for lower in (False, True):
+        if lower:
+            wrong.higher_is_better = False  # type: ignore[attr-defined]
+        made = compared(trained_cnn, digits, "int8", metric=wrong)["int8"].evidence
+        assert made.score is not None and made.baseline_score is not None and made.drop is not None
+        worse = (made.score.value - made.baseline_score.value) / made.baseline_score.value
+        assert made.drop.value == pytest.approx(worse if lower else -worse)
+
+
+def test_the_manifest_says_what_prepared_the_calibration_samples(trained_cnn: Any, digits: Digits) -> None:
+    def brighter(x: Any) -> Any:
+        return np.asarray(x, "float32")
+
+    manifest = compared(trained_cnn, digits, "int8", preprocess=brighter)["int8"].provenance.manifest
+    assert manifest["preprocess"] == "brighter"
+    assert (manifest["samples"], manifest["seed"]) == (ROWS, None)
+    assert compared(trained_cnn, digits, "int8")["int8"].provenance.manifest["preprocess"] is None

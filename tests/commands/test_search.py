@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from tests.conftest import Digits
 from tests.evaluate import by_hand
 from tests.quantization import unequal
 from tfdeploy_magic import quantize
+from tfdeploy_magic.commands import search
 from tfdeploy_magic.commands.comparison import Comparison
 from tfdeploy_magic.commands.lite_model import LiteModel
-from tfdeploy_magic.errors import BudgetNotMet
+from tfdeploy_magic.errors import BudgetNotMet, ConversionError
 
 ALLOWED = 0.02
 
@@ -263,3 +265,81 @@ def test_more_layers_are_left_in_float_until_it_is_enough(dense: Any, digits: Di
     names = float_tensors(made.best)
     assert len(names) == 2 and {"/pixels_" in name or "/mixed_" in name for name in names} == {True}
     assert accuracy(made.best, *test) > 0.85
+
+
+def test_two_trials_that_leave_tensors_of_one_layer_in_float_are_two_rows(digits: Digits) -> None:
+    import keras
+
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.SeparableConv2D(32, 8, depth_multiplier=24, activation="relu", name="sep"),
+            layers.Flatten(),
+            layers.Dense(10, activation="softmax", name="classes"),
+        ]
+    )
+    model.compile(keras.optimizers.Adam(5e-3), "sparse_categorical_crossentropy")
+    model.fit(digits.x_train, digits.y_train, epochs=8, verbose=0)
+    depthwise, pointwise, bias = model.get_layer("sep").get_weights()
+    depthwise[0, 0], depthwise[..., -1] = 1000, 0
+    pointwise[:, :, -1, :] = 1000
+    model.get_layer("sep").set_weights([depthwise, pointwise, bias])
+    made = searched(model, digits.x_train[:60], (digits.x_test, digits.y_test))
+    names = [row.label for row in made.table.rows]
+    assert [trial.met for trial in made.table.trials] == [False, False, True]
+    assert len(names) == len(set(names)) == 3
+
+
+def test_each_file_is_the_one_that_was_measured_however_long_its_layers_are_called() -> None:
+    import keras
+
+    reference = unequal.reference_model()
+    prefix = "a_layer_of_some_backbone_with_a_really_long_name_"
+    layers = [
+        type(layer).from_config({**layer.get_config(), "name": prefix + layer.name}) for layer in reference.layers
+    ]
+    model = keras.Sequential([keras.Input((16, 16, 1)), *layers])
+    model.set_weights(reference.get_weights())
+    x, _, x_test, y_test = unequal.data()
+    ruined = unequal.unbalance(model, prefix + unequal.PRODUCER, prefix + unequal.CONSUMER)
+    made = searched(ruined, x[:100], (x_test, y_test))
+    assert len(made) >= 3
+    for lite in made:
+        assert hashlib.sha256(lite.path.read_bytes()).hexdigest() == lite.file.sha256
+        assert accuracy(lite, x_test, y_test) == pytest.approx(lite.evidence.accuracy, abs=0.003)
+
+
+def test_a_search_whose_debugger_fails_keeps_its_rows(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    import keras
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((64,)),
+            keras.layers.Dense(32, activation="relu", name="pixels"),
+            keras.layers.Dense(10, activation="softmax"),
+        ]
+    )
+    model.compile(keras.optimizers.Adam(5e-3), "sparse_categorical_crossentropy")
+    model.fit(flat(digits.x_train), digits.y_train, epochs=6, verbose=0)
+
+    def fails(one: Any) -> Any:
+        raise ConversionError("this model cannot be debugged", found="x", wanted="y", cure="z")
+
+    monkeypatch.setattr(search, "debugged", fails)
+    made = searched(
+        weights_drowned(model, "pixels", 0), flat(digits.x_train[:60]), (flat(digits.x_test), digits.y_test)
+    )
+    assert made.table.rows[0].label == "int8"
+    assert any("cannot be debugged" in finding.message for finding in made.table.findings)
+
+
+def test_a_mark_stands_only_beside_what_meets_every_limit(unequal_model: Any) -> None:
+    x, _, x_test, y_test = unequal.data()
+    made = searched(unequal_model, x[:100], (x_test, y_test), max_size="20kB")
+    assert len(made.table.trials) >= 3, "both cures are tried for the accuracy's sake"
+    assert not any(trial.met for trial in made.table.trials)
+    with pytest.raises(BudgetNotMet, match="the size asked"):
+        _ = made.best

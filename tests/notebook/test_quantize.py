@@ -177,7 +177,7 @@ def test_a_mistake_costs_two_lines(trained: Kernel, line: str, error: str, said:
     [
         ("--int9", "unknown: --int9 (did you mean --int8?)"),
         ("--engine tflow", "invalid choice: 'tflow'"),
-        ("--max-drop two", "should be percentage points, as in 2%"),
+        ("--max-drop two", "should be percentage points between 0 and 100, as in 2%"),
         ("--max-drop 0", "--max-drop 0"),
         ("--max-drop 200%", "--max-drop 200%"),
         ("--max-size x", "--max-size x"),

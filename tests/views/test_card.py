@@ -144,7 +144,7 @@ def test_nobody_is_told_to_keep_a_file_that_is_not_ok() -> None:
     assert card.next_line(FILE, EVIDENCE, PROVENANCE) == "%tflite_convert model --int8 -o model.tflite"
     assert card.next_line(FILE, replace(EVIDENCE, n=3), PROVENANCE) is None
     cured = replace(PROVENANCE, options={**PROVENANCE.options, "label": "int8, equalized"})
-    assert card.next_line(FILE, EVIDENCE, cured) == '_.save("model.tflite")'
+    assert card.next_line(FILE, EVIDENCE, cured) == 'RESULT.save("model.tflite")'
     assert card.next_line(replace(FILE, scheme="float32"), EVIDENCE, PROVENANCE) == "%quantize model"
     fell = replace(EVIDENCE, findings=(Finding("error", "accuracy-drop", "it fell", "Look."),))
     assert card.next_line(FILE, fell, PROVENANCE) == "%quantize model --int8 --explain"

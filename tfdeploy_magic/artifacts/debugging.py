@@ -19,7 +19,7 @@ class Histogram:
 
     Args:
         edges: ``[bins + 1]``, in the tensor's unit.
-        counts: ``[bins]``, of the float model's values.
+        counts: ``[bins]``, of the values that the operator's float twin computes.
         low: The lowest value that the quantized tensor can hold.
         high: The highest.
     """
@@ -34,8 +34,8 @@ class Histogram:
 class LayerError:
     """The error of one quantized tensor, every column as TensorFlow's QuantizationDebugger names it.
 
-    The error of each tensor is that of its own operator alone: it is computed from float inputs. Statistics are means
-    over the samples.
+    The error of each tensor is that of its own operator alone: its float twin computes from the same inputs, which are
+    those of the quantized model, dequantized. Statistics are means over the samples.
 
     Args:
         op_name: The operator, "CONV_2D".

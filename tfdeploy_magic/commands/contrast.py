@@ -52,7 +52,12 @@ def _why(first: Row, second: Row, variant: Variant, ranges: tuple[int, int] | No
     if ranges is not None and variant.range_rule in _RULES and ranges[0]:
         return f"{ranges[0]} of {ranges[1]} tensors get another range: {_RULES[variant.range_rule]}."
     if ranges is not None:
-        return "Both use the same ranges; what is left is how each rounds."
+        same = (
+            "the same ranges"
+            if variant.range_rule == "min_max"
+            else "ranges that differ by less than a quarter of a step"
+        )
+        return f"Both use {same}; what is left is how each rounds."
     stored = [_in_8_bits(row.file.weights) for row in (first, second)]
     if stored[0] != stored[1]:
         ours, theirs = map(words.size, stored)

@@ -47,6 +47,9 @@ PACKAGES = (
     "numpy",
     "tfdeploy-magic",
 )
+DRAWN = 100
+"""Samples that calibrate a file unless told otherwise."""
+
 LARGE = 8_000_000
 """Bytes of a model from which on its memory is given back at once: looking for it takes 0.3 s in a usual kernel."""
 
@@ -72,11 +75,12 @@ class ModelOptions(Options):
     test: Annotated[Any, FromKernel("data")] = Field(
         None, description="test data, with labels as in x_test,y_test or in a dataset's elements"
     )
-    samples: int = Field(100, gt=0, description="how many samples calibrate a file, at the most")
+    samples: int = Field(DRAWN, gt=0, description="how many samples calibrate a file, at the most")
     metric: Annotated[str | Callable[..., Any] | Named | None, FromKernel("metric")] = Field(
         None,
         description=f"what is measured beside parity: {', '.join(metrics.METRICS)}, or a function "
-        "metric(labels, output) whose higher values are better; accuracy for classifiers when left out",
+        "metric(labels, output), higher values better unless metric.higher_is_better is False; accuracy for "
+        "classifiers when left out",
     )
     signature: str | None = Field(None, description="which signature of the model to convert")
     input_spec: str | None = Field(
@@ -117,6 +121,7 @@ class ModelOptions(Options):
         words = [f" --{name} {shlex.quote(value)}" for name, value in named.items() if value]
         for name, function in (("preprocess", self.preprocess), ("postprocess", self.postprocess)):
             words += [f" --{name} {function.name}"] if isinstance(function, Named) else []
+        words += [f" --samples {self.samples}"] if self.samples != DRAWN else []
         words += [f" --{name}" for name, on in (("select-ops", self.select_ops), ("trust", self.trust)) if on]
         return "".join(words)
 
@@ -213,6 +218,7 @@ class Conversion:
         self.calibration: SampleSet | None = None
         self.test: SampleSet | None = None
         self.task = judge.Task()
+        self.preprocessed: dict[str, str] = {}
         self._began = time.process_time()
         value = source.value
         self.stem = re.sub(r"[^\w.-]", "_", value.stem if isinstance(value, Path) else source.name)
@@ -321,6 +327,7 @@ class Conversion:
                 made.provenance,
                 source=f"{self.source.name}: {made.provenance.source.partition(': ')[2]}",
                 calibration=self._calibration_name(variant),
+                manifest=self._manifest(variant),
                 file_cached=True,
             ),
         )
@@ -408,9 +415,10 @@ class Conversion:
         if not isinstance(data, NamedData):
             pair = role == "test" and isinstance(data, tuple) and len(data) == 2
             data = NamedData(role, data[0], data[1], f"{role} labels") if pair else NamedData(role, data)
-        preprocess, _ = value_and_name(self.options.preprocess)
+        preprocess, name = value_and_name(self.options.preprocess)
         if preprocess is not None and not callable(data.value):
             data = replace(data, preprocess=preprocess)
+            self.preprocessed[role] = str(name or getattr(preprocess, "__name__", "a function"))
         return samples.gather(
             data,
             self.source.inputs,
@@ -441,9 +449,14 @@ class Conversion:
     def _calibration_name(self, variant: Variant) -> str | None:
         return self.calibration.name if self.calibration and variant.calibrated else None
 
+    def _manifest(self, variant: Variant) -> dict[str, object]:
+        if self.calibration is None or not variant.calibrated:
+            return {}
+        prepared = self.preprocessed.get("calibration")
+        return self.calibration.manifest(preprocess=prepared, model_sha256=self.source.sha256)
+
     def _provenance(self, saved_model: SavedModelDir, file: LiteFile, variant: Variant) -> Provenance:
         model, drawn = self.ready.source.model, self.calibration if variant.calibrated else None
-        _, preprocess = value_and_name(self.options.preprocess)
         return Provenance(
             source=f"{self.source.name}: {model.description}",
             source_form="SavedModel" if saved_model.path.is_dir() else ".tflite",
@@ -461,7 +474,7 @@ class Conversion:
                 "output": None,
             },
             calibration=drawn.name if drawn else None,
-            manifest=drawn.manifest(preprocess=preprocess, model_sha256=self.source.sha256) if drawn else {},
+            manifest=self._manifest(variant),
             test=None,
             versions=_versions(),
             seconds={},

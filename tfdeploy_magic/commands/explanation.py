@@ -1,4 +1,4 @@
-"""Explanation: what int8 does inside a model, layer by layer, and files that leave some of them in float."""
+"""Explanation: what int8 does inside a model, layer by layer."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ class Explanation:
     @property
     def worst(self) -> tuple[LayerError, ...]:
         """The same, the largest error over scale first."""
-        return tuple(sorted(self.layers, key=lambda layer: -layer.rmse_over_scale))
+        from tfdeploy_magic.views.diagnosis import by_error
+
+        return tuple(by_error(self.layers))
 
     @property
     def spreads(self) -> tuple[ChannelSpread, ...]:
@@ -268,5 +270,5 @@ def _changed(one: Conversion, answers: Arrays) -> tuple[ChangedSample, ...]:
             None if test.labels is None else np.asarray(test.labels[row]),
             {name: np.array(array[row]) for name, array in inputs.items()},
         )
-        for row in np.argsort(-errors)[:MOST_CHANGED]
+        for row in np.argsort(-np.nan_to_num(errors, nan=np.inf))[:MOST_CHANGED]
     )

@@ -117,9 +117,13 @@ class Matrix:
                 missing.append(variant)
             else:
                 self._measured(found)
-        if not missing:
-            return
-        _ = self.one.maker
+        if missing:
+            self._make(missing)
+        if not self._done and self._error is not None:
+            raise self._error
+
+    def _make(self, missing: Sequence[Variant]) -> None:
+        _ = self.one.maker  # what it takes is done here, in the person's own thread
         began = time.monotonic()
         # Closed at once when anything interrupts: a generator that is only dropped may go on making files.
         with contextlib.closing(self._arriving(missing)) as arriving:
@@ -131,8 +135,6 @@ class Matrix:
                 if variant.label in self._done:
                     self._done[variant.label].seconds = time.monotonic() - began
                 began = time.monotonic()
-        if not self._done and self._error is not None:
-            raise self._error
 
     def _arriving(self, variants: Sequence[Variant]) -> Generator[tuple[Variant, Made | TfdeployError]]:
         """Yield each file, or why there is none, as soon as it is there."""
@@ -266,9 +268,8 @@ class Matrix:
             answers = model.predict(one.calibration, one.report)
             classifier = scored is not None and scored.is_share
             self.findings += calibration.one_class(answers, one.baseline.outputs, classifier=classifier)
-        if one.calibration.count > 1:
-            first, second = one.maker.halves()
-            self.findings += calibration.halves(first, second, one.calibration.count)
+        if (halves := one.maker.halves()) is not None:
+            self.findings += calibration.halves(*halves, one.calibration.count)
 
     def table(self) -> Table:
         """Return what is known so far; who put it together adds what else it found out."""

@@ -33,9 +33,11 @@ def _points(value: object) -> object:
     if isinstance(value, str):
         value = value.strip().removesuffix("%")
     try:
-        return float(value) / 100  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise ValueError("should be percentage points, as in 2%") from None
+        points = float(value)  # type: ignore[arg-type]
+        assert 0 < points < 100
+    except (TypeError, ValueError, AssertionError):
+        raise ValueError("should be percentage points between 0 and 100, as in 2%") from None
+    return points / 100
 
 
 def _milliseconds(value: object) -> object:
@@ -58,7 +60,9 @@ class Quantize(ModelOptions):
     a regular expression or its operator.
     """
 
-    schemes: Annotated[tuple[SchemeName, ...], OnTheLine(flags=True)] = Field((), description="only this scheme")
+    schemes: Annotated[tuple[SchemeName, ...], OnTheLine(flags=True)] = Field(
+        (), description="only this scheme and others so named"
+    )
     engine: Literal["tflite", "litert", "both"] | None = Field(
         None,
         description="TensorFlow's own schemes, or litert-quantizer's; both shows also where the two differ and why",
@@ -66,10 +70,8 @@ class Quantize(ModelOptions):
     io: IoType | None = Field(None, description="dtype of inputs and outputs of the int8 files; int8 when left out")
     max_drop: Annotated[float | None, BeforeValidator(_points)] = Field(
         None,
-        gt=0,
-        lt=1,
-        description="percentage points of the metric, as in 2%%, that a file may lose; of a metric that is no share, "
-        "per cent of its value; without labels, of samples that get another top class",
+        description="percentage points of the metric that a file may lose, 2% or 2; of a metric that is no share, per "
+        "cent of its value; without labels, of samples that get another top class",
     )
     max_size: ByteSize | None = Field(None, gt=0, description="bytes that a file may have, as in 300kB")
     max_latency: Annotated[float | None, BeforeValidator(_milliseconds)] = Field(
@@ -211,7 +213,11 @@ def _check_options(options: Quantize) -> None:
             wanted="--int8: TensorFlow's debugger looks into int8 files only",
             cure="Write %quantize MODEL --int8 --explain.",
         )
+    if options.recipe is not None and len(options.schemes) > 1:
+        why = "one scheme is for the layers that it does not name"
+        raise _contradiction("a recipe", " ".join(names), why, names[-1])
     for flag, given in (
+        (f"--engine {options.engine}", options.engine == "both"),
         ("a budget", bool(options.budget)),
         ("--sweep", options.sweep),
         ("a recipe", bool(options.recipe)),

@@ -16,6 +16,7 @@ from tfdeploy_magic.commands.matrix import Matrix
 from tfdeploy_magic.errors import DataError
 from tfdeploy_magic.evaluate import metrics, parity
 from tfdeploy_magic.views import comparison as views
+from tfdeploy_magic.views.diagnosis import by_error
 
 MOST_LAYERS_FLOAT = 8
 """How many of the worst layers are left in float before the search gives up: more are most of a small model."""
@@ -102,15 +103,16 @@ class Search:
         """Cure int8 where it misses the budget: by what the channels' ranges show first, then by single layers."""
         plain = self.matrix.row("int8")
         if plain is None or not plain.evidence.measured:
-            return
-        missed = self._misses(plain)
+            return  # it was not asked for, or its row says why there is nothing to cure
         took = self.matrix.seconds("int8")
-        self.trials.append(Trial("int8", "what was asked for, as it is", took, views.standing(plain), not missed))
-        if missed:
+        self.trials.append(
+            Trial("int8", "what was asked for, as it is", took, views.standing(plain), self._meets(plain))
+        )
+        if not self._accurate(plain):
             self._cure_channels()
-            if not self._met():
+            if not self._cured():
                 self._cure_ranges()
-            if not self._met():
+            if not self._cured():
                 self._hold_layers()
 
     def _cure_channels(self) -> None:
@@ -129,7 +131,7 @@ class Search:
             tensors, layers = (*tensors, *region.tensors), (*layers, *region.layers)
             if self._try(self._held_float(tensors, layers), f"{why}: leave that region in float"):
                 return
-        if not self._met():
+        if not self._cured():
             both = self._held_float(tensors, layers)
             self._try(replace(both, equalized=True, name=f"{both.name}, equalized"), "neither alone was enough")
 
@@ -145,7 +147,7 @@ class Search:
     def _hold_layers(self) -> None:
         """Leave the layers with the largest errors in float, more of them until it is enough."""
         why = "that was not enough" if len(self.trials) > 1 else "no channel stands out"
-        ranked = sorted(debugged(self.matrix.one).layers, key=lambda layer: -layer.rmse_over_scale)
+        ranked = by_error(debugged(self.matrix.one).layers)
         count = 1
         while count <= min(MOST_LAYERS_FLOAT, len(ranked)):
             worst = ranked[:count]
@@ -153,31 +155,40 @@ class Search:
             said = "the worst layer" if count == 1 else f"the {count} worst layers"
             if self._try(variant, f"{why}: leave {said} by the debugger's error over scale in float"):
                 return
+            row = self.matrix.row(variant.label)
+            if row is not None and row.file.size >= row.provenance.source_size:
+                return  # nothing is left to be saved
             count *= 2
 
     def _held_float(self, tensors: Sequence[str], layers: Sequence[str]) -> Variant:
         short = list(dict.fromkeys(layer.partition(" (")[0] for layer in layers))
         said = ", ".join(short) if len(short) <= 3 else f"{short[0]} and {len(short) - 1} more"
         name = f"int8, {said} float"
-        if self.matrix.row(name) is not None:  # more tensors of the same layers
+        if name in (trial.label for trial in self.trials):  # more tensors of the same layers
             name = f"int8, {said} float ({len(tensors)} tensors)"
         return replace(self.matrix.variant("int8"), denylisted_nodes=tuple(dict.fromkeys(tensors)), name=name)
 
     def _try(self, variant: Variant, why: str, spent: float = 0.0) -> bool:
-        """Make and measure one more file, and say what came of it."""
+        """Make and measure one more file, and return whether it is accurate enough."""
         began = time.monotonic() - spent
-        self.matrix.add([variant])
+        if self.matrix.row(variant.label) is None:
+            self.matrix.add([variant])
         row = self.matrix.row(variant.label)
-        met = row is not None and not self._misses(row)
+        met = row is not None and self._meets(row)
         outcome = views.standing(row) if row else f"failed: {self.matrix.failures[-1].reason}"
         self.trials.append(Trial(variant.label, why, time.monotonic() - began, outcome, met))
-        return met
+        return row is not None and self._accurate(row)
 
-    def _misses(self, row: Row) -> bool:
-        return "drop" in self.matrix.budget.excess(row)
+    def _accurate(self, row: Row) -> bool:
+        return "drop" not in self.matrix.budget.excess(row)
 
-    def _met(self) -> bool:
-        return any(trial.met for trial in self.trials)
+    def _meets(self, row: Row) -> bool:
+        """Whether a row is within the budget as far as is known: times are taken when all files are there."""
+        return not self.matrix.budget.excess(row).keys() - {"latency"} and not _broken(row)
+
+    def _cured(self) -> bool:
+        tried = [self.matrix.row(trial.label) for trial in self.trials]
+        return any(row is not None and self._accurate(row) for row in tried)
 
 
 def _broken(row: Row) -> bool:

@@ -57,6 +57,13 @@ class Task:
     seconds: float = 60.0
     postprocess: MetricFunction | None = None
 
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a lower score is worse; a function of the person's says otherwise by an attribute of this name."""
+        if callable(self.metric):
+            return bool(getattr(self.metric, "higher_is_better", True))
+        return self.metric is None or metrics.METRICS[self.metric].higher_is_better
+
     def score(self, outputs: Arrays) -> Scored | None:
         """Score one model's answers; None when there are no labels or no metric that fits.
 
@@ -199,7 +206,7 @@ def judge(
         metric=base.scored.metric if base.scored else None,
         score=scored.score if scored else None,
         baseline_score=base.scored.score if base.scored else None,
-        drop=_drop(base.scored, scored),
+        drop=_drop(base.scored, scored, higher_is_better=task.higher_is_better),
         latency=latency,
         baseline_latency=base.latency,
         findings=worst_first(noticed),
@@ -311,17 +318,15 @@ def _parity_findings(parity: Parity, scheme: str, precision: str) -> Iterator[Fi
         yield Finding("error" if parity.snr_db < POOR_SNR_DB else "warning", "low-snr", noise, calibrate)
 
 
-def _drop(before: Scored | None, after: Scored | None) -> Drop | None:
+def _drop(before: Scored | None, after: Scored | None, *, higher_is_better: bool) -> Drop | None:
     """Say how much worse a score is than the source model's on the same samples."""
     if before is None or after is None:
         return None
-    chosen = metrics.METRICS.get(before.metric)
-    sign = 1 if chosen is None or chosen.higher_is_better else -1
     if before.per_sample is None or after.per_sample is None:
         ends: tuple[float, ...] = (before.score.value - after.score.value,)
     else:
         ends = metrics.fall(before.per_sample, after.per_sample)
-    if sign < 0:
+    if not higher_is_better:
         ends = (-ends[0], *(-end for end in reversed(ends[1:])))
     whole = 1.0 if before.is_share else abs(before.score.value) or 1.0
     return Drop(*(end / whole for end in ends))

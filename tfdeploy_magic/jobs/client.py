@@ -123,6 +123,7 @@ class Worker:
         self.seconds: dict[str, float] = {}
         self._process: _Process | None = None
         self._lock = threading.Lock()
+        self._cancelled = False
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
     def __enter__(self) -> Worker:
@@ -169,11 +170,8 @@ class Worker:
                 raise
 
     def cancel(self) -> None:
-        """End the call that another thread is waiting in; there it raises ``JobCrashed``."""
-        process = self._process
-        if process is not None and (pid := process.pid) is not None and not process.gone():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        """End the call that another thread is waiting in; there it raises ``JobCancelled``."""
+        self._cancelled = True
 
     def output(self) -> str:
         """Everything the worker has printed."""
@@ -197,6 +195,14 @@ class Worker:
         process.send({"task": task, "arguments": dict(arguments)})
         while True:
             event = process.receive(timeout=POLL_SECONDS)
+            if self._cancelled:
+                self._cancelled = False
+                raise errors.JobCancelled(
+                    f"the job was stopped in stage '{stage}'",
+                    found="the stop button or Ctrl-C",
+                    wanted="to run to its end",
+                    cure="Run it again when you like.",
+                )
             if event is None or "progress" in event:
                 self._check_limits(process, stage, ends)  # a job that reports without a pause has limits too
             if event is None:

@@ -13,7 +13,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from tfdeploy_magic.evaluate.metrics import METRICS
 from tfdeploy_magic.notebook import namespace
-from tfdeploy_magic.notebook.parser import CommandParser, expected_value
+from tfdeploy_magic.notebook.parser import CommandParser, expected_value, several
 from tfdeploy_magic.sources.samples import is_array, is_dataset
 
 _MAGIC_LINE = re.compile(r"^\s*(?:[\w.\[\]'\", ]+=\s*)?%{1,2}(?P<name>\w+)\s+(?P<rest>.*)$")
@@ -49,11 +49,15 @@ def _offers(
     if waiting is not None and waiting.nargs != 0:
         return _values(parser, waiting, user_ns)
     if typed.startswith("-"):
-        used = {parser._option_string_actions[word].dest for word in before if word in parser._option_string_actions}
+        given = [
+            (word, parser._option_string_actions[word]) for word in before if word in parser._option_string_actions
+        ]
+        # Of flags that may be named together, each may be named once.
+        used = {word if isinstance(action.const, str) and several(action) else action.dest for word, action in given}
         return [
             (option, "option")
             for option, action in parser._option_string_actions.items()
-            if action.dest not in used and option.startswith("--")
+            if action.dest not in used and option not in used and option.startswith("--")
         ]
     positional = next((action for action in parser._actions if not action.option_strings), None)
     if positional is None or any(not word.startswith("-") for word in before[:1]):
@@ -70,6 +74,8 @@ def _values(parser: CommandParser, action: argparse.Action, user_ns: namespace.N
     if kernel.kind == "model":
         files = [name for name, value in namespace.variables(user_ns) if isinstance(value, os.PathLike)]
         return [(name, "model") for name in (*namespace.models(user_ns), *files)]
+    if kernel.kind == "value":
+        return [(name, "variable") for name, _ in namespace.variables(user_ns)]
     if kernel.kind in ("function", "metric"):
         own = [(name, "function") for name, value in namespace.variables(user_ns) if _is_function(value)]
         return own if kernel.kind == "function" else [*((name, "metric") for name in METRICS), *own]

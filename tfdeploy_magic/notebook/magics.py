@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -113,9 +114,10 @@ class TFDeployMagics(Configurable):
         except BaseException:
             stage.clear()
             raise
-        stage.show(result)
         if variable is not None:
             self.shell.user_ns[variable] = result
+        with contextlib.suppress(KeyboardInterrupt):  # while figures are drawn: the work itself is done
+            stage.show(result)
         return result
 
     def _resolved(self, parser: CommandParser, command: Command[Any], values: dict[str, Any]) -> Options:

@@ -80,7 +80,8 @@ class CommandParser(MagicArgumentParser):
             name = str(first["loc"][0])
             if first["type"] == "missing":
                 self.error(f"the following arguments are required: {name.upper()}")
-            self.error(f"--{name.replace('_', '-')} {values.get(name)}: {first['msg'].lower()}")
+            said = first["msg"].removeprefix("Value error, ").replace("string", "text")
+            self.error(f"--{name.replace('_', '-')} {values.get(name)}: {said[:1].lower()}{said[1:]}")
 
     def error(self, message: str) -> NoReturn:
         """Turn any complaint into the one line IPython shows."""
@@ -91,6 +92,7 @@ class CommandParser(MagicArgumentParser):
         return f" (did you mean {near[0]}?)" if near else ""
 
     def _add(self, name: str, field: FieldInfo) -> None:
+        description = (field.description or "").replace("%", "%%")  # argparse formats it
         form = marker(field, OnTheLine) or OnTheLine()
         if form.hidden:
             return
@@ -99,22 +101,27 @@ class CommandParser(MagicArgumentParser):
         choices = _choices(field.annotation)
         if form.positional:
             # It may be left out of a cell magic's line, where the cell itself says it.
-            self.add_argument(name, metavar=name.upper(), help=field.description, nargs="?", choices=choices or None)
+            self.add_argument(name, metavar=name.upper(), help=description, nargs="?", choices=choices or None)
         elif form.flags:
             several = get_origin(field.annotation) is tuple
             group = self if several else self.add_mutually_exclusive_group()
             action = "append_const" if several else "store_const"
             for choice in choices:
                 default = " (default)" if choice == field.default else ""
-                text = f"{field.description}: {choice}{default}"
+                text = f"{description}: {choice}{default}"
                 group.add_argument(f"--{choice.replace('_', '-')}", dest=name, action=action, const=choice, help=text)
         elif field.annotation is bool:
-            self.add_argument(*options, dest=name, action="store_const", const=True, help=field.description)
+            self.add_argument(*options, dest=name, action="store_const", const=True, help=description)
         else:
             default = "" if field.default is None else f" (default: {field.default})"
             metavar = "|".join(choices) if choices else _metavar(field)
-            help_text = f"{field.description}{default}"
+            help_text = f"{description}{default}"
             self.add_argument(*options, dest=name, metavar=metavar, choices=choices or None, help=help_text)
+
+
+def several(action: argparse.Action) -> bool:
+    """Whether an action collects each flag of its kind instead of being overruled by the next."""
+    return isinstance(action, argparse._AppendConstAction)
 
 
 def marker(field: FieldInfo, kind: type[Any]) -> Any:

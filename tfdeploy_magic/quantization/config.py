@@ -196,7 +196,11 @@ def _check_function(name: str, value: object, wanted: str) -> None:
 def _limited(function: Callable[[], Iterable[Any]], steps: int | None) -> Callable[[], Iterable[Any]]:
     if steps is None:
         return function
-    return lambda: itertools.islice(function(), steps)
+
+    def representative_dataset() -> Iterator[Any]:
+        return itertools.islice(function(), steps)
+
+    return representative_dataset
 
 
 def _rows_of_array(array: Any, steps: int | None) -> Iterator[list[Any]]:

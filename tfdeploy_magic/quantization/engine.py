@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -34,9 +36,6 @@ _CRASH_CURES = {
 
 FLOAT, CALIBRATED = "float.start", "calibrated.start"
 """Files in a maker's folder that others are made from; a process that finds them there need not make them."""
-
-SCREENED = 20
-"""Samples that the channels' ranges are looked at with: which channels are the large ones does not take more."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Maker:
             JobError: It hung or outgrew its memory.
         """
         signature = self.saved_model.signature
-        path = self.folder / f"{variant.label.replace(' ', '-').replace(',', '').replace('/', '_')[:80]}.tflite"
+        path = self.folder / f"{hashlib.sha256(json.dumps(variant.to_dict()).encode()).hexdigest()[:16]}.tflite"
         made = self._call("make_task", variant=variant.to_dict(), path=str(path))
         file = LiteFile.from_description(path, variant.file_scheme, made)
         contract.check_variables(file)
@@ -86,8 +85,11 @@ class Maker:
             contract.check(file, signature, io=variant.asked_io, select_ops=self.select_ops)
         return _in_argument_order(file, signature)
 
-    def halves(self) -> tuple[Ranges, Ranges]:
-        """Return the ranges that each half of the calibration samples gives by itself."""
+    def halves(self) -> tuple[Ranges, Ranges] | None:
+        """Return the ranges that each half of the calibration samples gives; None where a half is less than a batch."""
+        batch = self.saved_model.signature.fixed_batch or 1
+        if self.calibration is None or self.calibration.count < 2 * batch:
+            return None
         first, second = self._call("halves_task")
         return _ranges(first), _ranges(second)
 
@@ -220,7 +222,7 @@ class _Work:
             graph = self.graph
             self.report.stage("converting to float32")
             content = graph.convert(select_ops=self.select_ops)
-        path.write_bytes(content)
+        _write_whole(path, content)
         return content
 
     def calibrated(self, equalized: bool = False) -> bytes:
@@ -240,7 +242,7 @@ class _Work:
             count = len(next(iter(self.samples.values())))
             fed, content = self._calibrate(self.float_model(equalized), 0, count)
             self._calibrators[equalized] = fed
-            self.path(CALIBRATED, equalized).write_bytes(content)
+            _write_whole(self.path(CALIBRATED, equalized), content)
         return self._calibrators[equalized]
 
     def _calibrate(self, float_model: bytes, first: int, last: int) -> tuple[Any, bytes]:
@@ -335,6 +337,13 @@ class _Work:
         return litert.quantize(start, variant.scheme, ranges)
 
 
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all: whoever finds it takes it as it is."""
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
 def _opened(work: dict[str, Any], report: Report) -> _Work:
     """Return the work of this process; a warm worker keeps the last one open."""
     found = _kept(json.dumps(work, sort_keys=True))
@@ -385,8 +394,7 @@ def screen_task(report: Report, work: dict[str, Any]) -> tuple[list[dict[str, An
     opened = _opened(work, report)
     model = opened.float_model()
     report.stage("looking at channels")
-    samples = {name: array[:SCREENED] for name, array in opened.samples.items()}
-    spreads = regions.screen(model, samples, opened.layers)
+    spreads = regions.screen(model, opened.samples, opened.layers)
     return [asdict(spread) for spread in spreads], [asdict(region) for region in regions.find(model, spreads)]
 
 

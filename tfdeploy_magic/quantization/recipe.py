@@ -54,7 +54,7 @@ def parse(text: str) -> tuple[Rule, ...]:
             continue
         pattern, colon, scheme = (part.strip() for part in line.rpartition(":"))
         scheme = scheme.strip("'\"").replace("-", "_")
-        pattern = pattern.strip("'\"")
+        pattern = ".*" if pattern.strip("'\"") == "*" else pattern.strip("'\"")
         if not colon or not pattern or scheme not in SCHEMES:
             near = difflib.get_close_matches(scheme, SCHEMES, n=1)
             raise DataError(
@@ -103,6 +103,9 @@ def resolve(rules: Sequence[Rule], operators: Sequence[Operator], default: str) 
     if not chosen:
         return Variant(default, name=f"{default}, recipe")
     others = set(chosen.values())
+    if default == "float32" and others == {"int8"}:
+        rest = tuple(operator.output for operator in operators if operator.output not in chosen)
+        return Variant("int8", denylisted_nodes=rest, name="int8, recipe")
     if default in ("int8",) and others == {"float32"}:
         return Variant(default, denylisted_nodes=tuple(chosen), name="int8, recipe")
     foreign = sorted(name for name in {default, *others} if SCHEMES[name].engine != "litert" and name != "float32")
@@ -128,7 +131,7 @@ def schemes(rules: Sequence[Rule], default: str) -> tuple[str, ...]:
 def _from_the_last_default(rules: Sequence[Rule], default: str) -> tuple[str, Sequence[Rule]]:
     """Drop what a later rule for everything overrules."""
     for place in reversed(range(len(rules))):
-        if rules[place].pattern in (".*", "*"):
+        if rules[place].pattern == ".*":
             return rules[place].scheme, rules[place + 1 :]
     return default, rules
 

@@ -105,7 +105,9 @@ def next_line(file: LiteFile, evidence: Evidence, provenance: Provenance) -> str
     target = re.sub(r"[^\w-]", "_", name.rpartition("/")[2])
     scheme = SCHEMES.get(called(file, provenance))
     return (
-        f"%tflite_convert {about} {scheme.flag}{asked} -o {target}.tflite" if scheme else f'_.save("{target}.tflite")'
+        f"%tflite_convert {about} {scheme.flag}{asked} -o {target}.tflite"
+        if scheme
+        else f'RESULT.save("{target}.tflite")'
     )
 
 

@@ -25,6 +25,12 @@ WIDTH = 1080
 _MARK = {"ok": "✓", "not ok": "✗", "not measured": "–"}
 _LONGEST = 60
 
+MOSTLY = 0.9
+"""A file of which less is quantized says so: a scheme's quantizer may not know all of the model's operators."""
+
+SAME_SPEED = 0.05
+"""Latencies closer than this are called the same, however quiet the run was: the next one may be less so."""
+
 
 def mimebundle(table: Table) -> dict[str, str]:
     """Return the comparison as ``text/html`` and ``text/plain``."""
@@ -101,13 +107,20 @@ def next_line(table: Table) -> str | None:
     """Return the line that keeps the best file; None when there is none worth keeping."""
     row = best_row(table)
     plain = next((each for each in table.rows if each.label == "int8"), None)
-    if plain is not None and plain.evidence.verdict == "not ok" and not table.budget:
-        return f"%quantize {_name_and_flags(plain)} --int8 --max-drop 2%"
+    if (
+        plain is not None
+        and not table.budget
+        and _lost_accuracy_only(plain)
+        and (row is None or row.file.size > plain.file.size)
+    ):
+        # 149 samples are the fewest that can show a drop of 2 points.
+        search = "--max-drop 2%" if plain.evidence.n >= 149 else "--explain"
+        return f"%quantize {_name_and_flags(plain)} --int8 {search}"
     if row is None or row.evidence.verdict == "not ok" or row.file.foreign_operators:
         return None
     scheme = SCHEMES.get(row.label)
     if scheme is None:
-        return '_.best.save("model.tflite")'
+        return 'RESULT.best.save("model.tflite")'
     io = row.provenance.options.get("io")
     asked = f" --io {io}" if row.label == "int8" and io != "int8" else ""
     return f"%tflite_convert {_name_and_flags(row)} {scheme.flag}{asked} -o model.tflite"
@@ -163,7 +176,7 @@ def _sentences(table: Table) -> Iterator[str]:
     elif (best := best_row(table)) is not None:
         yield f"{best.label}: {standing(best)}{_ranked(best, table)}."
     elif table.rows and all(row.evidence.verdict == "not ok" for row in table.rows):
-        yield "None of them is ok."
+        yield "None of them is ok." if len(table.rows) > 1 else "It is not ok."
     if table.stopped:
         yield "Stopped before its end: what is shown was measured, the rest was not."
 
@@ -272,6 +285,8 @@ def _rows(table: Table) -> list[tuple[pieces.Cell, ...]]:
         useless |= {2, 3}
     if all(row.evidence.agreement is None for row in table.rows):
         useless.add(5)
+    if all(row.evidence.latency is None for row in table.rows):
+        useless.add(6)
     kept = [column for column in range(len(head)) if column not in useless]
     return [tuple(row[column] for column in kept) for row in (head, *body)]
 
@@ -302,7 +317,11 @@ def _size(row: Row, table: Table) -> pieces.Cell:
     if row is reference:
         return words.size(row.file.size)
     before = reference.file.size if reference else row.provenance.source_size
-    return words.size(row.file.size), f"{words.signed(100 * (row.file.size / before - 1), 1)}%"
+    saved = f"{words.signed(100 * (row.file.size / before - 1), 1)}%"
+    held = row.file.quantized_share
+    if held is not None and held < MOSTLY:
+        saved += f", only {100 * held:.0f}% quantized"
+    return words.size(row.file.size), saved
 
 
 def _score(evidence: Evidence) -> pieces.Cell:
@@ -322,7 +341,7 @@ def _drop(evidence: Evidence) -> pieces.Cell:
 def _latency(row: Row, table: Table) -> pieces.Cell:
     latency = row.evidence.latency
     if latency is None:
-        return "not measured" if table.stopped else "…"
+        return "not measured"
     return words.latency(latency), speed(row, table)
 
 
@@ -334,7 +353,17 @@ def speed(row: Row, table: Table) -> str:
     if before is None or after is None or row is reference:
         return ""
     ratio = max(before.p50, after.p50) / min(before.p50, after.p50)
-    return "same as float32" if ratio - 1 <= (table.noise or 0.0) else words.speed_up(before, after)
+    return "same as float32" if ratio - 1 <= max(table.noise or 0.0, SAME_SPEED) else words.speed_up(before, after)
+
+
+def _faster(row: Row, table: Table) -> bool:
+    return speed(row, table).endswith("faster")
+
+
+def _lost_accuracy_only(row: Row) -> bool:
+    """Whether a file is not ok for its answers alone; what else is wrong has its own cure."""
+    wrong = {finding.code for finding in row.evidence.findings if finding.level == "error"}
+    return bool(wrong) and wrong <= ABOUT_ANSWERS
 
 
 def _verdict(row: Row, budget: Budget) -> pieces.Cell:
@@ -387,7 +416,7 @@ def _sections(table: Table) -> Iterator[tuple[str, list[tuple[pieces.Cell, ...]]
         yield "where the two engines differ", _contrasts(table)
     if table.sweep:
         yield "latency of one sample", _sweep(table)
-    if slow := [(_short(row.label), "; ".join(row.slow)) for row in table.rows if row.slow]:
+    if slow := [(_short(row.label), "; ".join(row.slow)) for row in table.rows if row.slow and not _faster(row, table)]:
         yield "why a file may be slower than float32", [("file", "why"), *slow]
 
 
@@ -470,7 +499,10 @@ def _noise(noise: float | None) -> str:
     if noise is None:
         return "each file was timed once, so how large a difference has to be to mean something is not known"
     apart = f"{100 * noise:.0f}%" if noise >= 0.005 else "less than 1%"
-    return f"medians of one and the same file differed by {apart}: smaller differences mean nothing"
+    floor = "smaller differences mean nothing"
+    if noise < SAME_SPEED:
+        floor = f"in another run they may differ by more, so less than {100 * SAME_SPEED:.0f}% is called the same"
+    return f"medians of one and the same file differed by {apart}: {floor}"
 
 
 def _times(table: Table) -> list[tuple[str, str]]:

@@ -275,7 +275,7 @@ def _latencies(axes: Axes, table: Table) -> None:
         _same_as(axes, reference.evidence.latency.p50, table.noise or 0.0)
     for place, row, latency in zip(_places(table), table.rows, measured, strict=True):
         if latency is None:
-            _at_edge(axes, place, "not measured" if table.stopped else "…")
+            _at_edge(axes, place, "not measured")
             continue
         look = _look(row, table)
         axes.plot((latency.p50, latency.p95), (place, place), color=look.color, linewidth=1.6, zorder=2)

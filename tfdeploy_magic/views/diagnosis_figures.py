@@ -39,7 +39,9 @@ _WIDTH = 10.4  # inches
 _TALLEST = 3.2  # inches of a panel that has no line for each name
 _NAME = 50  # characters
 
-_HISTOGRAMS = "float values of the worst tensors (counts, log axis); shaded: what the quantized tensor can hold"
+_HISTOGRAMS = (
+    "values of the worst tensors, computed in float (counts, log axis); shaded: what the quantized tensor can hold"
+)
 
 Numbers = npt.NDArray[np.float64]
 
