@@ -65,7 +65,7 @@ def _schemes() -> Iterator[Row]:
             f"{what}, digits CNN, in plain int8 conversions, wall",
             median(ours) / one,
             most=limit,
-            notes=(f"{by_hand}: {_spread(plain)} s; ours, with parity, intervals and times: {_spread(ours)} s",),
+            notes=(f"{guide}: {_spread(plain)} s; ours, with parity, intervals and times: {_spread(ours)} s",),
         )
 
 
