@@ -54,7 +54,7 @@ def _schemes() -> Iterator[Row]:
         five.append(_ours(model, *data, engine="tflite"))
         every.append(_ours(model, *data, engine=None))
     one = median(plain)
-    by_hand = (
+    guide = (
         f"by hand is one int8 file, its accuracy on {len(data[1])} digits one by one and the model's by model.predict"
     )
     for what, ours, limit in (

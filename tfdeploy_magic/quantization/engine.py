@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -341,7 +340,7 @@ def _write_whole(path: Path, content: bytes) -> None:
     """Write a file that is there whole or not at all: whoever finds it takes it as it is."""
     partial = path.with_suffix(".partial")
     partial.write_bytes(content)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _opened(work: dict[str, Any], report: Report) -> _Work:
