@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -26,7 +26,7 @@ from tfdeploy_magic.commands.lite_model import LiteModel
 from tfdeploy_magic.commands.quantize import Quantize
 from tfdeploy_magic.errors import ConversionError, DataError, NameNotFound, TfdeployError, UserCodeError
 from tfdeploy_magic.evaluate import timing
-from tfdeploy_magic.jobs import Progress, Worker
+from tfdeploy_magic.jobs import Progress
 
 ROWS = 60
 """Calibration samples: so few that all are taken, in their order."""
@@ -48,26 +48,6 @@ class Run:
 def run(trained_cnn: Any, digits: Digits) -> Run:
     seen: list[Progress] = []
     return Run(compared(trained_cnn, digits, no_cache=True, progress=seen.append), seen)
-
-
-@pytest.fixture
-def empty_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return store.store_folder()
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The tasks that jobs were asked to run."""
-    asked: list[str] = []
-    real = Worker.call
-
-    def call(self: Worker, task: str, *arguments: Any, **options: Any) -> Any:
-        asked.append(task.rpartition(":")[2])
-        return real(self, task, *arguments, **options)
-
-    monkeypatch.setattr(Worker, "call", call)
-    yield asked
 
 
 def compared(model: Any, digits: Digits, *schemes: str, **options: Any) -> Comparison:

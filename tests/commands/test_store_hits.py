@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +9,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import Digits
-from tfdeploy_magic.artifacts import store
 from tfdeploy_magic.commands.lite_model import LiteModel
 from tfdeploy_magic.commands.tflite_convert import tflite_convert
 from tfdeploy_magic.errors import DataError
-from tfdeploy_magic.jobs import Worker
-
-
-@pytest.fixture
-def empty_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return store.store_folder()
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The tasks that jobs were asked to run."""
-    asked: list[str] = []
-    real = Worker.call
-
-    def call(self: Worker, task: str, *arguments: Any, **options: Any) -> Any:
-        asked.append(task.rpartition(":")[2])
-        return real(self, task, *arguments, **options)
-
-    monkeypatch.setattr(Worker, "call", call)
-    yield asked
 
 
 def convert(model: Any, digits: Digits, **options: Any) -> LiteModel:
@@ -47,7 +24,7 @@ def test_the_same_again_starts_no_job_and_says_so(
     trained_cnn: Any, digits: Digits, empty_store: Path, calls: list[str]
 ) -> None:
     first = convert(trained_cnn, digits)
-    assert "convert_task" in calls and not first.provenance.cached
+    assert "make_task" in calls and not first.provenance.cached
     calls.clear()
     again = convert(trained_cnn, digits)
     assert calls == []
@@ -61,7 +38,7 @@ def test_no_cache_does_it_again(trained_cnn: Any, digits: Digits, empty_store: P
     convert(trained_cnn, digits)
     calls.clear()
     assert not convert(trained_cnn, digits, no_cache=True).provenance.cached
-    assert "convert_task" in calls and "predict_task" in calls
+    assert "make_task" in calls and "predict_task" in calls
 
 
 def changed_weights(model: Any) -> Any:
@@ -84,7 +61,7 @@ def test_what_the_file_depends_on_makes_another_file(
         "scheme": lambda: convert(trained_cnn, digits, scheme="int16x8"),
         "io": lambda: convert(trained_cnn, digits, io="float32"),
     }[what]()
-    assert "convert_task" in calls
+    assert "make_task" in calls
     assert other.file.sha256 != first.file.sha256
 
 
@@ -106,7 +83,7 @@ def test_a_metric_of_the_persons_own_is_measured_each_time(
     for value in (1.0, 2.0):
         lite = convert(trained_cnn, digits, metric=lambda labels, output, value=value: value)
         assert lite.evidence.score.value == value
-    assert calls.count("convert_task") == 1
+    assert calls.count("make_task") == 1
 
 
 def test_another_call_with_the_same_weights_is_another_model(digits: Digits, empty_store: Path) -> None:

@@ -62,6 +62,22 @@ def converted(trained_cnn: Any, digits: Digits) -> dict[str, LiteModel]:
 
 # Every scheme, end to end
 
+LEAST_SNR_DB = {
+    "float32": 100,
+    "float16": 50,
+    "dynamic": 30,
+    "int8": 25,
+    "int16x8": 30,
+    "weight_only_wi8": 40,
+    "weight_only_wi4": 15,
+    "dynamic_wi8": 40,
+    "dynamic_wi4": 15,
+    "dynamic_wi4_b32": 25,
+    "static_wi8_ai8": 25,
+    "static_wi8_ai16": 30,
+}
+"""Well below what each has on this model."""
+
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_trained_model_is_ok_in_every_scheme_and_every_number_was_measured(
@@ -85,7 +101,7 @@ def test_a_trained_model_is_ok_in_every_scheme_and_every_number_was_measured(
     # A float file differs from its source by rounding alone, and so does one rounding from another.
     if scheme != "float32":
         assert evidence.snr_db == pytest.approx(snr, abs=0.1)
-    assert evidence.snr_db > {"float32": 100, "float16": 50, "dynamic": 30, "int8": 25, "int16x8": 30}[scheme]
+    assert evidence.snr_db > LEAST_SNR_DB[scheme]
     assert 0 < evidence.latency.p50 <= evidence.latency.p95
     assert evidence.baseline_latency.p50 > 0
 
@@ -110,7 +126,7 @@ def test_the_recipe_says_how_the_file_came_to_be(converted: dict[str, LiteModel]
     assert made.test == "test (500 samples)"
     assert (made.options["scheme"], made.options["io"], made.options["samples"]) == ("int8", "int8", 100)
     assert {"tensorflow", "keras", "ai-edge-litert", "numpy", "tfdeploy-magic"} <= set(made.versions)
-    assert {"tracing", "freezing", "calibrating", "quantizing", "validating"} <= set(made.seconds)
+    assert {"tracing", "freezing", "calibrating", "quantizing to int8", "validating"} <= set(made.seconds)
     assert made.cpu_seconds > 0
     float_made = converted["float32"].provenance
     assert (float_made.calibration, float_made.manifest) == (None, {})
@@ -145,7 +161,7 @@ def test_progress_goes_through_every_stage(trained_cnn: Any, digits: Digits) -> 
         "reading the graph",
         "converting to float32",
         "calibrating",
-        "quantizing",
+        "quantizing to int8",
         "loading the file",
         "timing the source model",
         "validating",
@@ -154,7 +170,7 @@ def test_progress_goes_through_every_stage(trained_cnn: Any, digits: Digits) -> 
     ]
 
 
-@pytest.mark.parametrize("scheme", [name for name in SCHEMES if name != "dynamic"])  # its weights are too small
+@pytest.mark.parametrize("scheme", sorted(SCHEMES.keys() - {"dynamic", "dynamic_wi4_b32"}))  # its weights are too small
 def test_a_model_of_two_inputs_and_outputs_is_measured_on_all_of_them(scheme: Any) -> None:
     calibrated = SCHEMES[scheme].calibrated
     model = models.make(models.two_in_two_out)

@@ -171,7 +171,7 @@ def test_the_custom_operators_that_are_welcome_are_those_litert_brings_along(wit
 # How much is quantized
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", by_hand.SCHEMES)
 def test_what_tensorflow_makes_of_a_trained_model_passes_in_every_scheme(
     trained_cnn: Any, digits: Digits, asked: Signature, tmp_path_factory: pytest.TempPathFactory, scheme: str
 ) -> None:

@@ -24,7 +24,7 @@ Describe = Callable[..., LiteFile]
 @pytest.fixture(scope="module")
 def contents(trained_cnn: Any, digits: Digits) -> dict[str, bytes]:
     return {
-        name: by_hand.plain_file(trained_cnn, name, scheme.io, digits.x_train[:20]) for name, scheme in SCHEMES.items()
+        name: by_hand.plain_file(trained_cnn, name, SCHEMES[name].io, digits.x_train[:20]) for name in by_hand.SCHEMES
     }
 
 
@@ -76,7 +76,7 @@ def test_its_operators_are_those_the_interpreter_sees(described: Describe, conte
     assert file.operators["CONV_2D"] == 2
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", by_hand.SCHEMES)
 def test_its_activations_are_those_the_interpreter_sees(
     described: Describe, contents: dict[str, bytes], scheme: str
 ) -> None:

@@ -11,6 +11,9 @@ import numpy.typing as npt
 
 Arrays = dict[str, npt.NDArray[Any]]
 
+SCHEMES = ("float32", "float16", "dynamic", "int8", "int16x8")
+"""What TensorFlow's own converter makes."""
+
 
 def plain_file(model: Any, scheme: str = "float32", io: str = "float32", rows: npt.NDArray[Any] | None = None) -> bytes:
     """Convert a Keras model with ``TFLiteConverter.from_keras_model``; ``rows`` is its representative dataset."""

@@ -21,8 +21,6 @@ from tfdeploy_magic.quantization.engine import Maker
 
 ROWS = 60
 
-TENSORFLOWS = [scheme.name for scheme in SCHEMES.values() if scheme.engine == "tflite"]
-
 
 @pytest.fixture
 def worker() -> Iterator[Worker]:
@@ -55,10 +53,10 @@ def assert_equal_answers(file: LiteFile, plain: bytes, x: Any) -> None:
 
 @pytest.fixture(scope="module")
 def cnn_files(trained_cnn: Any, digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> dict[str, LiteFile]:
-    return made(trained_cnn, digits.x_train[:ROWS], tmp_path_factory.mktemp("cnn"), *TENSORFLOWS)
+    return made(trained_cnn, digits.x_train[:ROWS], tmp_path_factory.mktemp("cnn"), *by_hand.SCHEMES)
 
 
-@pytest.mark.parametrize("scheme", TENSORFLOWS)
+@pytest.mark.parametrize("scheme", by_hand.SCHEMES)
 def test_a_small_cnn_answers_as_the_plain_converters_file(
     cnn_files: dict[str, LiteFile], trained_cnn: Any, digits: Digits, scheme: str
 ) -> None:
@@ -153,10 +151,10 @@ def mobilenet() -> tuple[Any, Any]:
 @pytest.fixture(scope="module")
 def mobilenet_files(mobilenet: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, LiteFile]:
     model, x = mobilenet
-    return made(model, x[:8], tmp_path_factory.mktemp("mobilenet"), *TENSORFLOWS)
+    return made(model, x[:8], tmp_path_factory.mktemp("mobilenet"), *by_hand.SCHEMES)
 
 
-@pytest.mark.parametrize("scheme", TENSORFLOWS)
+@pytest.mark.parametrize("scheme", by_hand.SCHEMES)
 def test_mobilenet_v2_answers_as_the_plain_converters_file(
     mobilenet_files: dict[str, LiteFile], mobilenet: tuple[Any, Any], scheme: str
 ) -> None:

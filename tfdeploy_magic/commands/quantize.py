@@ -14,10 +14,11 @@ from tfdeploy_magic.artifacts.schemes import RULES, SCHEMES, IoType, SchemeName,
 from tfdeploy_magic.commands import conversion, search
 from tfdeploy_magic.commands.comparison import Comparison
 from tfdeploy_magic.commands.contrast import contrasts
-from tfdeploy_magic.commands.conversion import Conversion, ModelOptions, value_and_name
+from tfdeploy_magic.commands.conversion import Conversion
 from tfdeploy_magic.commands.declaration import FromKernel, OnTheLine, command
 from tfdeploy_magic.commands.explanation import Explanation, explain
 from tfdeploy_magic.commands.matrix import Matrix
+from tfdeploy_magic.commands.model_options import ModelOptions, value_and_name
 from tfdeploy_magic.errors import DataError
 from tfdeploy_magic.evaluate import judge
 from tfdeploy_magic.jobs.progress import Listener

@@ -13,9 +13,10 @@ from tfdeploy_magic.artifacts.evidence import Evidence
 from tfdeploy_magic.artifacts.models import LiteFile
 from tfdeploy_magic.artifacts.schemes import SCHEMES, IoType, SchemeName, Variant
 from tfdeploy_magic.commands import conversion
-from tfdeploy_magic.commands.conversion import Conversion, Made, ModelOptions
+from tfdeploy_magic.commands.conversion import Conversion, Made
 from tfdeploy_magic.commands.declaration import OnTheLine, command
 from tfdeploy_magic.commands.lite_model import LiteModel, source_reference
+from tfdeploy_magic.commands.model_options import ModelOptions
 from tfdeploy_magic.errors import DataError, OutputError
 from tfdeploy_magic.evaluate import judge, measure
 from tfdeploy_magic.jobs.progress import Listener

@@ -13,7 +13,6 @@ from tfdeploy_magic.artifacts.evidence import MINIMUM_SAMPLES, Drop, Evidence, F
 from tfdeploy_magic.artifacts.signature import Arrays
 from tfdeploy_magic.errors import DataError
 from tfdeploy_magic.evaluate import metrics
-from tfdeploy_magic.evaluate.metrics import Z95
 from tfdeploy_magic.evaluate.parity import Parity, compare, predicted_class
 from tfdeploy_magic.jobs import deadline
 
@@ -322,12 +321,11 @@ def _drop(before: Scored | None, after: Scored | None, *, higher_is_better: bool
     """Say how much worse a score is than the source model's on the same samples."""
     if before is None or after is None:
         return None
+    sign = 1 if higher_is_better else -1
     if before.per_sample is None or after.per_sample is None:
-        ends: tuple[float, ...] = (before.score.value - after.score.value,)
+        ends: tuple[float, ...] = (sign * (before.score.value - after.score.value),)
     else:
-        ends = metrics.fall(before.per_sample, after.per_sample)
-    if not higher_is_better:
-        ends = (-ends[0], *(-end for end in reversed(ends[1:])))
+        ends = metrics.fall(sign * before.per_sample, sign * after.per_sample)
     whole = 1.0 if before.is_share else abs(before.score.value) or 1.0
     return Drop(*(end / whole for end in ends))
 
@@ -354,10 +352,9 @@ def _mean_findings(before: Scored, after: Scored) -> Iterator[Finding]:
     chosen = metrics.METRICS.get(before.metric)
     if chosen is None or before.per_sample is None or after.per_sample is None:
         return
-    worse = (before.per_sample - after.per_sample) * (1 if chosen.higher_is_better else -1)
-    error = Z95 * worse.std(ddof=1) / np.sqrt(len(worse)) if len(worse) > 1 else np.inf
-    mean = float(worse.mean())
-    if mean - error > 0:
+    sign = 1 if chosen.higher_is_better else -1
+    mean, low, _ = metrics.fall(sign * before.per_sample, sign * after.per_sample)
+    if low > 0:
         share = mean / abs(before.score.value) if before.score.value else np.inf
         yield Finding(
             "error" if share >= WORSE_SHARE else "warning",

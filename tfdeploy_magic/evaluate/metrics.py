@@ -151,10 +151,7 @@ def custom_score(
     """
     output = next(iter(outputs.values())) if len(outputs) == 1 else outputs
     answer = deadline.call(lambda: function(labels, output), seconds=seconds, what=f"the metric {name}")
-    try:
-        value = np.asarray(answer)
-    except ValueError:  # rows of different length
-        value = np.asarray(answer, dtype=object)
+    value = as_array(answer)
     if value.size != 1 or value.dtype.kind not in "iuf" or not np.isfinite(value).all():
         raise DataError(
             f"the metric {name} is of no use",
@@ -163,6 +160,14 @@ def custom_score(
             cure=f"Make {name}(labels, output) return one.",
         )
     return Score(float(value.item()))
+
+
+def as_array(answer: Any) -> npt.NDArray[Any]:
+    """Return whatever a person's function gave as an array, if need be of objects."""
+    try:
+        return np.asarray(answer)
+    except ValueError:  # rows of different length
+        return np.asarray(answer, dtype=object)
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

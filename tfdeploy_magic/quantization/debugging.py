@@ -21,6 +21,7 @@ from tfdeploy_magic.artifacts.samples import SampleSet
 from tfdeploy_magic.artifacts.signature import Signature
 from tfdeploy_magic.convert import refusals
 from tfdeploy_magic.errors import ConversionCrashed, DataError, JobFailed
+from tfdeploy_magic.evaluate.metrics import as_array
 from tfdeploy_magic.jobs import Worker, deadline
 from tfdeploy_magic.quantization.verification import COLUMNS, debug_task, recorded
 
@@ -185,10 +186,7 @@ def _numbers(function: Function, name: str, given: Iterable[tuple[Any, ...]], se
 
 
 def _number(answer: Any, name: str) -> Any:
-    try:
-        value = np.asarray(answer)
-    except ValueError:  # rows of different length
-        value = np.asarray(answer, dtype=object)
+    value = as_array(answer)
     if value.ndim or value.dtype.kind not in "biuf":
         raise DataError(
             f"the metric {name} is of no use",
