@@ -32,12 +32,13 @@ class Stage:
         self._so_far: dict[str, str] = {}
 
     def listen(self, progress: Progress) -> None:
-        """Show one moment; repeated moments of one stage at most ten times a second."""
-        if progress.so_far is not None and self._show:
-            self._so_far = progress.so_far._repr_mimebundle_()
+        """Show one moment; repeated moments of one stage at most ten times a second, and what is new at once."""
         stage, when = self._last
-        if not self._show or (progress.stage == stage and time.monotonic() - when < 0.1):
+        soon = progress.stage == stage and time.monotonic() - when < 0.1
+        if not self._show or (soon and progress.so_far is None):
             return
+        if progress.so_far is not None:
+            self._so_far = progress.so_far._repr_mimebundle_()
         self._last = (progress.stage, time.monotonic())
         if self._terminal:
             print(f"\r\033[K{views.text(progress)}", end="", file=sys.stderr, flush=True)
