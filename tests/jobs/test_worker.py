@@ -3,13 +3,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 
 import psutil
 import pytest
 
 from tests.jobs.processes import run_python
-from tfdeploy_magic.errors import DataError, DeadlineExceeded, JobFailed
+from tfdeploy_magic.errors import DataError, DeadlineExceeded, JobCancelled, JobFailed
 from tfdeploy_magic.jobs import Progress, Worker
 
 
@@ -134,6 +136,33 @@ def test_what_a_job_prints_stays_out_of_the_kernel_and_can_be_read(
 def test_a_job_sees_no_gpu_and_not_the_persons_script(worker: Worker) -> None:
     assert worker.call("tests.jobs.tasks:environment", {}) == {"devices": "-1", "main": None}
     assert vars(sys.modules["__main__"]).get("__file__") is not None
+
+
+def test_another_thread_can_end_a_call_even_before_its_process_is_there(worker: Worker) -> None:
+    for warm in (False, True):
+        raised: list[BaseException] = []
+
+        def wait(raised: list[BaseException] = raised) -> None:
+            try:
+                worker.call("tests.jobs.tasks:hang", {})
+            except JobCancelled as error:
+                raised.append(error)
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        while not (worker.pid if warm else worker._lock.locked()):
+            time.sleep(0.01)
+        worker.cancel()
+        waiting.join(timeout=5)
+        assert not waiting.is_alive()
+        assert len(raised) == 1
+        assert worker.pid is None, "a job that was stopped is gone"
+        assert worker.call("tests.jobs.tasks:echo", {"value": 1})["value"] == 1
+
+
+def test_to_cancel_an_idle_worker_does_nothing(worker: Worker) -> None:
+    worker.cancel()
+    assert worker.call("tests.jobs.tasks:echo", {"value": 2})["value"] == 2
 
 
 def test_a_worker_that_was_ended_while_idle_is_replaced_without_a_word(worker: Worker) -> None:

@@ -156,6 +156,7 @@ class Worker:
             KeyboardInterrupt: The person pressed stop; the worker is gone.
         """
         with self._lock:
+            self._cancelled = False
             if self._process is not None and self._process.gone():
                 self._discard()  # something ended it while it was idle
             if self._process is None:
@@ -170,8 +171,8 @@ class Worker:
                 raise
 
     def cancel(self) -> None:
-        """End the call that another thread is waiting in; there it raises ``JobCancelled``."""
-        self._cancelled = True
+        """End the call that another thread is waiting in, if one is; there it raises ``JobCancelled``."""
+        self._cancelled = self._lock.locked()
 
     def output(self) -> str:
         """Everything the worker has printed."""
@@ -196,7 +197,6 @@ class Worker:
         while True:
             event = process.receive(timeout=POLL_SECONDS)
             if self._cancelled:
-                self._cancelled = False
                 raise errors.JobCancelled(
                     f"the job was stopped in stage '{stage}'",
                     found="the stop button or Ctrl-C",
@@ -277,8 +277,8 @@ class _Process:
         return self._pid
 
     def gone(self) -> bool:
-        """Whether the process has ended."""
-        return self.pid is not None and not _running(self._status)
+        """Whether the process has ended, also while the server has yet to say so."""
+        return self.pid is not None and (not _running(self._status) or not psutil.pid_exists(self.pid))
 
     def send(self, request: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError):  # dead already: receive() will say so
