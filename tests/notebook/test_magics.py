@@ -188,6 +188,7 @@ def test_unloading_takes_the_magic_away_and_loading_twice_is_once(trained: Kerne
     trained.run("%load_ext tfdeploy_magic")
     assert trained.run("%config TFDeployMagics.progress = False").status == "ok"
     assert "✓ ok" in trained.run("%tflite_convert model").text
+    trained.run("%config TFDeployMagics.progress = True")
 
 
 def _inject(task: str, arguments: str) -> str:
