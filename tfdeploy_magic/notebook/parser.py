@@ -14,6 +14,7 @@ from IPython.core.magic_arguments import MagicArgumentParser
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from tfdeploy_magic.artifacts.schemes import SCHEMES
 from tfdeploy_magic.commands.declaration import Command, FromKernel, OnTheLine
 
 
@@ -108,12 +109,13 @@ class CommandParser(MagicArgumentParser):
             action = "append_const" if several else "store_const"
             for choice in choices:
                 default = " (default)" if choice == field.default else ""
-                text = f"{description}: {choice}{default}"
+                meaning = SCHEMES[choice].meaning if choice in SCHEMES else choice
+                text = f"{description}: {meaning}{default}"
                 group.add_argument(f"--{choice.replace('_', '-')}", dest=name, action=action, const=choice, help=text)
         elif field.annotation is bool:
             self.add_argument(*options, dest=name, action="store_const", const=True, help=description)
         else:
-            default = "" if field.default is None else f" (default: {field.default})"
+            default = "" if field.default in (None, ()) else f" (default: {field.default})"
             metavar = "|".join(choices) if choices else _metavar(field)
             help_text = f"{description}{default}"
             self.add_argument(*options, dest=name, metavar=metavar, choices=choices or None, help=help_text)
