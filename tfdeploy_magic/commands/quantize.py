@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ByteSize, Field
 
 from tfdeploy_magic.artifacts.comparison import Budget
 from tfdeploy_magic.artifacts.schemes import RULES, SCHEMES, IoType, SchemeName, Variant
-from tfdeploy_magic.commands import conversion, search
-from tfdeploy_magic.commands.comparison import Comparison
-from tfdeploy_magic.commands.contrast import contrasts
-from tfdeploy_magic.commands.conversion import Conversion
 from tfdeploy_magic.commands.declaration import FromKernel, OnTheLine, command
-from tfdeploy_magic.commands.explanation import Explanation, explain
-from tfdeploy_magic.commands.matrix import Matrix
 from tfdeploy_magic.commands.model_options import ModelOptions, value_and_name
 from tfdeploy_magic.errors import DataError
-from tfdeploy_magic.evaluate import judge
 from tfdeploy_magic.jobs.progress import Listener
 from tfdeploy_magic.quantization import recipe as recipes
+
+if TYPE_CHECKING:
+    from tfdeploy_magic.commands.comparison import Comparison
+    from tfdeploy_magic.commands.explanation import Explanation
 
 _UNITS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 
@@ -137,61 +133,15 @@ def quantize(options: Quantize, progress: Listener) -> Comparison | Explanation:
         ConversionError: No file could be made at all.
         JobError: A job crashed, hung or outgrew its memory where nothing was finished yet.
     """
+    # Loading the extension imports every verb, and has no need of what this one does.
+    from tfdeploy_magic.commands import compare, conversion, explanation
+
     _check_options(options)
     with conversion.opened(options, progress, calibrated=options.calibrated()) as one:
         if options.explain:
-            return explain(one, options.io, value_and_name(options.debug_options)[0])
+            return explanation.explain(one, options.io, value_and_name(options.debug_options)[0])
         with options.worker() as measurer:
-            return _compare(options, one, Matrix(one, measurer, options.budget))
-
-
-def _compare(options: Quantize, one: Conversion, matrix: Matrix) -> Comparison:
-    """Make, measure, search and time; what is finished stays when it is stopped."""
-    variants = matrix.possible(options.variants()) if options.recipe is None else ()
-    one.read_data()
-    if one.comparable:
-        _ = one.baseline  # a metric that does not fit shows before anything is converted
-    search.check_budget(one, options.budget)
-    more: dict[str, Any] = {}
-    try:
-        matrix.add(variants or _of_recipe(options, one))
-        for step in _steps(options, matrix, more):
-            with matrix.surviving():
-                step()
-    except KeyboardInterrupt:
-        matrix.stop()
-        if not matrix.table().rows:
-            raise
-        more["stopped"] = True
-    one.keep_starts()
-    models = matrix.keep()
-    table = matrix.table()
-    best = search.best_of(table.rows, options.budget)
-    doubts = search.resolution(table[best], options.budget) if best else ()
-    findings = judge.worst_first((*table.findings, *doubts))
-    return Comparison(replace(table, best=best, findings=findings, **more), models)
-
-
-def _steps(options: Quantize, matrix: Matrix, more: dict[str, Any]) -> Iterator[Callable[[], None]]:
-    """Yield what is done once the files are there; what it finds beside the rows goes into ``more``."""
-    yield matrix.look_at_calibration
-    yield matrix.time
-    if options.max_drop is not None:
-        yield search.Search(matrix).run
-        yield matrix.time
-    if options.engine == "both":
-        yield lambda: more.update(contrasts=tuple(contrasts(matrix)))
-    if options.sweep:
-        yield lambda: more.update(sweep=matrix.sweep())
-
-
-def _of_recipe(options: Quantize, one: Conversion) -> tuple[Variant, ...]:
-    """Return the file of the recipe, after its float twin and the same without the recipe."""
-    assert options.recipe is not None
-    asked = recipes.resolve(recipes.parse(options.recipe), one.maker.operators(), options.default())
-    asked = replace(asked, io=options.io)
-    files = (Variant("float32"), Variant(asked.scheme, asked.io), asked)
-    return tuple({variant.label: variant for variant in files}.values())
+            return compare.compare(options, one, measurer)
 
 
 def _check_options(options: Quantize) -> None:

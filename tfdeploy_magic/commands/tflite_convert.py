@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -12,14 +12,15 @@ from tfdeploy_magic.artifacts import store
 from tfdeploy_magic.artifacts.evidence import Evidence
 from tfdeploy_magic.artifacts.models import LiteFile
 from tfdeploy_magic.artifacts.schemes import SCHEMES, IoType, SchemeName, Variant
-from tfdeploy_magic.commands import conversion
-from tfdeploy_magic.commands.conversion import Conversion, Made
 from tfdeploy_magic.commands.declaration import OnTheLine, command
 from tfdeploy_magic.commands.lite_model import LiteModel, source_reference
 from tfdeploy_magic.commands.model_options import ModelOptions
 from tfdeploy_magic.errors import DataError, OutputError
 from tfdeploy_magic.evaluate import judge, measure
 from tfdeploy_magic.jobs.progress import Listener
+
+if TYPE_CHECKING:
+    from tfdeploy_magic.commands.conversion import Conversion, Made
 
 
 class TfliteConvert(ModelOptions):
@@ -60,6 +61,8 @@ def tflite_convert(options: TfliteConvert, progress: Listener) -> LiteModel:
         ConversionError: TensorFlow refused the model.
         JobError: The conversion crashed, hung or outgrew its memory; this process is unharmed.
     """
+    from tfdeploy_magic.commands import conversion  # loading the extension has no need of it
+
     target = options.output.expanduser().absolute() if options.output else None
     if target:
         store.check_writable(target, force=options.force)
