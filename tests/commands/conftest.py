@@ -30,3 +30,19 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     monkeypatch.setattr(Worker, "call", call)
     yield asked
+
+
+@pytest.fixture
+def counter() -> Any:
+    """A model that keeps state: it counts its calls."""
+    import tensorflow as tf
+
+    class Counter(tf.Module):
+        def __init__(self) -> None:
+            self.count = tf.Variable(0.0)
+
+        @tf.function(input_signature=[tf.TensorSpec((None, 2), tf.float32, name="x")])
+        def __call__(self, x: Any) -> Any:
+            return x + self.count.assign_add(1.0)
+
+    return Counter()

@@ -284,18 +284,8 @@ def test_a_float_file_is_explained_as_the_model_it_came_from(
     assert numbers == wanted
 
 
-def test_a_model_that_remembers_cannot_be_explained() -> None:
-    import tensorflow as tf
-
-    class Counter(tf.Module):
-        def __init__(self) -> None:
-            self.count = tf.Variable(0.0)
-
-        @tf.function(input_signature=[tf.TensorSpec((None, 2), tf.float32, name="x")])
-        def __call__(self, x: Any) -> Any:
-            return x + self.count.assign_add(1.0)
-
-    counter, x = Counter(), np.random.default_rng(0).normal(size=(64, 2)).astype("float32")
+def test_a_model_that_remembers_cannot_be_explained(counter: Any) -> None:
+    x = np.random.default_rng(0).normal(size=(64, 2)).astype("float32")
     with pytest.raises(ConversionError, match="keeps state"):
         quantize(counter, schemes=("int8",), explain=True, calib=x[:32], test=x[32:])
     assert float(counter.count) == 0.0

@@ -167,18 +167,8 @@ def test_converting_again_without_the_store_gives_a_file_that_answers(
     assert convert(trained_cnn, digits, no_cache=True).predict(digits.x_test[:2]).shape == (2, 10)
 
 
-def test_a_model_that_remembers_is_never_called_ok(empty_store: Path) -> None:
-    import tensorflow as tf
-
-    class Counter(tf.Module):
-        def __init__(self) -> None:
-            self.count = tf.Variable(0.0)
-
-        @tf.function(input_signature=[tf.TensorSpec((None, 2), tf.float32, name="x")])
-        def __call__(self, x: Any) -> Any:
-            return x + self.count.assign_add(1.0)
-
-    counter, x = Counter(), np.ones((64, 2), "float32")
+def test_a_model_that_remembers_is_never_called_ok(empty_store: Path, counter: Any) -> None:
+    x = np.ones((64, 2), "float32")
     lite = tflite_convert(counter, test=x)
     for evidence in (lite.evidence, lite.validate(x)):
         assert (evidence.verdict, evidence.n) == ("not measured", 0)

@@ -135,6 +135,7 @@ class Conversion:
         self.test: SampleSet | None = None
         self.task = judge.Task()
         self.preprocessed: dict[str, str] = {}
+        self._calibration_findings: dict[int, tuple[Finding, ...]] = {}
         self._began = time.process_time()
         value = source.value
         self.stem = re.sub(r"[^\w.-]", "_", value.stem if isinstance(value, Path) else source.name)
@@ -291,7 +292,9 @@ class Conversion:
         if not made.variant.calibrated:
             return made.findings
         bits = 16 if SCHEMES[made.variant.scheme].activations == "int16" else 8
-        return (*made.findings, *calibration.check(self.calibration, self.test, bits=bits))
+        if bits not in self._calibration_findings:  # each look reads every sample, and files share them
+            self._calibration_findings[bits] = calibration.check(self.calibration, self.test, bits=bits)
+        return (*made.findings, *self._calibration_findings[bits])
 
     def with_costs(self, provenance: Provenance) -> Provenance:
         """Note what this run cost, now that it is over."""

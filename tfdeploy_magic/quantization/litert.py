@@ -15,6 +15,7 @@ from tfdeploy_magic.artifacts.schemes import SCHEMES, RangeRule
 from tfdeploy_magic.artifacts.signature import Arrays, Signature
 from tfdeploy_magic.errors import ConversionError, NameNotFound
 from tfdeploy_magic.jobs import Report
+from tfdeploy_magic.quantization.litegraph import LARGEST
 
 Ranges = dict[str, tuple[float, float]]
 """Tensor name -> the lowest and the highest value that calibration saw there."""
@@ -25,9 +26,6 @@ SAME = 1 / 1024
 It is a quarter of a step of int8. Kernels that add in another order differ by 2e-7 of the range (measured on ten
 models); what else was seen to differ began at 7e-3.
 """
-
-_LARGEST = 2**31 - 1
-"""Bytes a flatbuffer can address; larger files keep their weights behind it."""
 
 _BITS = {"int4": 4, "int8": 8, "int16": 16}
 
@@ -223,7 +221,7 @@ def _quantize(tree: Any, float_model: bytes, patterns: Mapping[str, str], ranges
     if not _is_quantized(made_tree := _read(made)):
         raise _nothing(asked, "this model", [kind for _, kind in _operators(tree).values()])
     _mend(made_tree, tree)
-    return _packed(made_tree) if len(made) <= _LARGEST else bytes(made)
+    return _packed(made_tree) if len(made) <= LARGEST else bytes(made)
 
 
 def _ask(engine: Any, pattern: str, scheme: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tfdeploy_magic.artifacts.comparison import Budget, Row, SweepPoint, Table
 from tfdeploy_magic.artifacts.evidence import ABOUT_ANSWERS, Drop, Evidence, Finding, Latency
 from tfdeploy_magic.artifacts.schemes import SCHEMES
+from tfdeploy_magic.evaluate.metrics import samples_to_show
 from tfdeploy_magic.views import html as pieces
 from tfdeploy_magic.views import words
 
@@ -113,8 +114,7 @@ def next_line(table: Table) -> str | None:
         and _lost_accuracy_only(plain)
         and (row is None or row.file.size > plain.file.size)
     ):
-        # 149 samples are the fewest that can show a drop of 2 points.
-        search = "--max-drop 2%" if plain.evidence.n >= 149 else "--explain"
+        search = "--max-drop 2%" if plain.evidence.n >= samples_to_show(0.02) else "--explain"
         return f"%quantize {_name_and_flags(plain)} --int8 {search}"
     if row is None or row.evidence.verdict == "not ok" or row.file.foreign_operators:
         return None
