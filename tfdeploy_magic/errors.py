@@ -9,6 +9,10 @@ TfdeployError              anything this package raises on purpose
 │   └── OutputError        the file cannot be written where it was asked for
 ├── UserCodeError          your generator or metric raised or hung; its own exception is the cause
 ├── BudgetNotMet           no file costs as little as was asked; the nearest is named
+├── ServingError           a model server did not start, or what it was asked for did not happen
+│   ├── ServerUnreachable  nothing answers at its address
+│   ├── VersionFailed      a version of a model cannot be loaded; those that are served go on
+│   └── RequestRefused     the server answered with an error of its own; ``status`` is its HTTP status
 ├── ConversionError        TensorFlow refused the model
 │   └── ContractBroken     a file was made, but it is not what was asked for
 │       └── VariablesLost  ... because its variables have no values
@@ -78,6 +82,35 @@ class UserCodeError(TfdeployError):
 
 class BudgetNotMet(TfdeployError):
     """No file of a comparison costs as little as was asked."""
+
+
+class ServingError(TfdeployError):
+    """A model server did not start, or what it was asked for did not happen."""
+
+
+class ServerUnreachable(ServingError):
+    """Nothing answers at the server's address."""
+
+
+class VersionFailed(ServingError):
+    """A version of a model cannot be loaded; the versions that are served go on."""
+
+
+class RequestRefused(ServingError):
+    """The server answered with an error of its own.
+
+    Args:
+        what: What was asked, "digits was asked to predict".
+        status: The canonical code, "INVALID_ARGUMENT", or the HTTP status as text where there is none.
+        message: The server's words.
+        cure: What to change.
+    """
+
+    def __init__(self, what: str, *, status: str, message: str, cure: str) -> None:
+        self.status = status
+        self.message = message
+        first_line = (message.strip() or "no message").splitlines()[0][:300].rstrip(".")
+        super().__init__(what, found=f"{status}: {first_line}", wanted="an answer", cure=cure)
 
 
 class ConversionError(TfdeployError):
