@@ -1,13 +1,21 @@
-"""What the wire and the engine hand each other: a call of one signature, and the loaded version that answers it."""
+"""What the wire and the engine hand each other: calls, the loaded versions that answer them, and what state they are in.
+
+The doors (REST, gRPC) know models and servables by the protocols here; what they are is the engine's business.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from tfdeploy_magic.artifacts.signature import Arrays
+from tfdeploy_magic.serving.status import Refusal
+
+State = Literal["UNKNOWN", "START", "LOADING", "AVAILABLE", "UNLOADING", "END"]
+"""Where a version is in its life (``ModelVersionStatus.State``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +61,49 @@ class Servable(Protocol):
 
     def submit(self, call: Call) -> Future[Arrays]:
         """Answer a call in another thread, together with others that wait."""
+
+
+@dataclass(frozen=True)
+class VersionStatus:
+    """One version of a model, as ``GetModelStatus`` tells it.
+
+    Args:
+        version: Its number.
+        state: Where it is in its life.
+        problem: Why it could not be loaded; None where nothing is wrong.
+    """
+
+    version: int
+    state: State
+    problem: Refusal | None = None
+
+
+class Models(Protocol):
+    """All models of a server."""
+
+    def use(self, name: str, version: int | None = None, label: str | None = None) -> AbstractContextManager[Servable]:
+        """Hold a version for as long as a request needs it: it is not unloaded meanwhile.
+
+        Args:
+            name: The model's.
+            version: Its number; the highest that is available when neither this nor a label is given.
+            label: A version's label.
+
+        Raises:
+            Refusal: NOT_FOUND "Servable not found for request: Latest(m)" or "... Specific(m, 7)", INVALID_ARGUMENT
+                "Unrecognized servable version label: X".
+        """
+
+    def statuses(self, name: str, version: int | None = None) -> list[VersionStatus]:
+        """Return the state of one version or of all, newest first.
+
+        Raises:
+            Refusal: NOT_FOUND "Could not find any versions of model m" or "Could not find version 7 of model m".
+        """
+
+    def reload(self, config: Any) -> None:
+        """Serve what a ``ModelServerConfig`` lists, and nothing else.
+
+        Raises:
+            Refusal: It cannot be; everything is as it was.
+        """
