@@ -1,4 +1,4 @@
-"""What the wire and the engine hand each other: calls, the loaded versions that answer them, and what state they are in.
+"""What the wire and the engine hand each other: calls, the loaded versions that answer them, and their states.
 
 The doors (REST, gRPC) know models and servables by the protocols here; what they are is the engine's business.
 """
@@ -48,8 +48,7 @@ class Servable(Protocol):
     def signatures(self) -> Mapping[str, Any]:
         """Key -> ``SignatureDef`` (meta_graph.proto), TensorFlow's own ``__saved_model_init_op`` not among them."""
 
-    @property
-    def inline(self) -> bool:
+    def inline(self, call: Call) -> bool:
         """Whether a call is so short that it is answered where it arrives, on the event loop too."""
 
     def answer(self, call: Call) -> Arrays:
