@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,7 @@ from tfdeploy_magic.serving.status import Code, Refusal, invalid
 
 Run = Callable[[Call], Arrays]
 Key = tuple[Any, ...]
+Batched = Callable[[Sequence[int], int, Sequence[float]], None]
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class Batcher:
         run: Answers one call.
         rules: How calls are put together.
         independent: Whether the rows of a call may be run beside those of others.
-        batched: Told of each run: calls in it, rows, rows that only fill it up, and the longest wait in microseconds.
+        batched: Told of each batch: the rows of each call in it, all rows that were run, and how many microseconds each
+            call waited.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class Batcher:
         run: Run,
         rules: Rules,
         independent: Callable[[Call], bool],
-        batched: Callable[[int, int, int, float], None],
+        batched: Batched,
     ) -> None:
         self._run, self._rules, self._independent, self._batched = run, rules, independent, batched
         self._queue: deque[_Waiting] = deque()
@@ -199,7 +201,7 @@ class Batcher:
         return [waiting for waiting in taken if waiting.future.set_running_or_notify_cancel()]
 
     def _answer(self, batch: list[_Waiting]) -> None:
-        wait = (time.perf_counter() - batch[0].since) * 1e6
+        waits = [(time.perf_counter() - waiting.since) * 1e6 for waiting in batch]
         if batch[0].key is None:
             _settle(batch[0], self._run)
             return
@@ -213,7 +215,7 @@ class Batcher:
             for waiting in batch if len(batch) > 1 else ():  # one bad call must not cost the others their answers
                 _settle(waiting, self._run)
             return
-        self._batched(len(batch), rows, filled, wait)
+        self._batched([waiting.rows for waiting in batch], rows + filled, waits)
         start = 0
         for waiting in batch:
             waiting.future.set_result({name: answer[start : start + waiting.rows] for name, answer in answers.items()})

@@ -416,7 +416,6 @@ def _chosen(found: Mapping[int, Path], policy: Any) -> set[int]:
 def _looks(path: Path) -> tuple[Any, ...]:
     """Return what would differ if somebody wrote into a directory."""
     with contextlib.suppress(OSError):
-        return tuple(
-            (str(part), seen.st_size, seen.st_mtime_ns) for part in sorted(path.rglob("*")) if (seen := part.lstat())
-        )
+        seen = ((part, part.lstat()) for part in sorted(path.rglob("*")))
+        return tuple((str(part), stat.st_size, stat.st_mtime_ns) for part, stat in seen)
     return ()

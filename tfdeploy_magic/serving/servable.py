@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from tfdeploy_magic.artifacts.signature import Arrays
 from tfdeploy_magic.serving import status
-from tfdeploy_magic.serving.batching import Batcher, Rules
+from tfdeploy_magic.serving.batching import Batched, Batcher, Rules
 from tfdeploy_magic.serving.calls import Call
 from tfdeploy_magic.serving.status import Code, Refusal
 
@@ -90,6 +90,7 @@ class LoadedVersion:
         path: Its directory.
         settings: How it is loaded and run.
         batched: Told of each batch, as :class:`Batcher` has it.
+        ran: Told of each run of the graph: microseconds.
 
     Raises:
         Refusal: It cannot be loaded.
@@ -101,9 +102,11 @@ class LoadedVersion:
         version: int,
         path: Path,
         settings: Settings,
-        batched: Callable[[int, int, int, float], None] = lambda *_: None,
+        batched: Batched = lambda *_: None,
+        ran: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.name, self.version, self.path = name, version, path
+        self._ran = ran
         self._engine = _load(path, settings)
         self._short: dict[str, int] = {}
         self._independent: set[str] = set()
@@ -111,7 +114,7 @@ class LoadedVersion:
             self._try_out()
         rules = settings.rules or NATURAL
         self._batches_all = rules.every_call
-        self._batcher = Batcher(self._engine.run, rules, lambda call: call.signature in self._independent, batched)
+        self._batcher = Batcher(self._run, rules, lambda call: call.signature in self._independent, batched)
 
     @property
     def signatures(self) -> Mapping[str, Any]:
@@ -131,7 +134,7 @@ class LoadedVersion:
 
     def answer(self, call: Call) -> Arrays:
         """Answer a call, waiting for it."""
-        return self._engine.run(call, here=True) if self.inline(call) else self._batcher.submit(call).result()
+        return self._run(call, here=True) if self.inline(call) else self._batcher.submit(call).result()
 
     def submit(self, call: Call) -> Future[Arrays]:
         """Answer a call in another thread, together with others that wait."""
@@ -141,6 +144,12 @@ class LoadedVersion:
         """Answer what waits, and unload."""
         self._batcher.close()
         self._engine.close()
+
+    def _run(self, call: Call, here: bool = False) -> Arrays:
+        began = time.perf_counter()
+        answers = self._engine.run(call, here=here)
+        self._ran((time.perf_counter() - began) * 1e6)
+        return answers
 
     def _try_out(self) -> None:
         """Find out, signature by signature, how long a row takes and whether rows can be asked about together."""

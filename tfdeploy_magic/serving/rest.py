@@ -1,0 +1,225 @@
+"""TensorFlow Serving's REST API: which request asks for what, and what it is answered (http_rest_api_handler.cc).
+
+This knows nothing of sockets: a request is a method, a path and a body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import logging
+import re
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tfdeploy_magic.artifacts.signature import Arrays
+from tfdeploy_magic.serving import inference
+from tfdeploy_magic.serving.calls import Call, Models, Servable
+from tfdeploy_magic.serving.json_documents import error_body
+from tfdeploy_magic.serving.json_examples import parse_classify, parse_regress, write_classify, write_regress
+from tfdeploy_magic.serving.json_predict import parse_predict, write_predict
+from tfdeploy_magic.serving.protos import get_model_metadata_pb2, input_pb2
+from tfdeploy_magic.serving.status import Code, Refusal, invalid
+
+MAX_UNCOMPRESSED = 100 << 20
+"""Bytes that a compressed body may unfold to (http_server.cc)."""
+
+_POST = re.compile(
+    r"/v1/models/([^/:]+)(?:(?:/versions/(\d+))|(?:/labels/([^/:]+)))?:(classify|regress|predict)", re.IGNORECASE
+)
+_GET = re.compile(
+    r"/v1/models(?:/([^/:]+))?(?:(?:/versions/(\d+))|(?:/labels/([^/:]+)))?(?:/(metadata))?", re.IGNORECASE
+)
+_log = logging.getLogger(__name__)
+
+Reply = tuple[int, bytes]
+"""An HTTP status, and JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a path asks for.
+
+    Args:
+        what: "predict", "classify", "regress", "status" or "metadata".
+        model: The model's name.
+        version: The version's number; None for the newest.
+        label: A version's label.
+    """
+
+    what: str
+    model: str
+    version: int | None
+    label: str | None
+
+
+@functools.lru_cache(maxsize=1024)
+def asked(method: str, path: str) -> Asked:
+    """Return what a request asks for.
+
+    Raises:
+        Refusal: It is none of the API's.
+    """
+    match = (_POST if method == "POST" else _GET).fullmatch(path) if method in ("GET", "POST") else None
+    if match is None:
+        raise invalid(f"Malformed request: {method} {path}")
+    model, version, label, what = match.groups()
+    if model is None:
+        raise invalid("Missing model name in request.")
+    if version is not None and int(version) > (1 << 63) - 1:
+        raise invalid(f"Failed to convert version: {version} to numeric.")
+    return Asked((what or "status").lower(), model, None if version is None else int(version), label)
+
+
+class RestApi:
+    """The API over some models.
+
+    Args:
+        models: What is served.
+        observe: Told of each request that names a model: what it asked, the model, the status, microseconds, and
+            how many examples it brought.
+        check_method_names: Whether a signature must have been made for what it is asked (classify, regress).
+        timeout: Seconds that a request may take.
+        record: Given each call that was answered, its model, version and answers; None where nothing is recorded.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        *,
+        observe: Callable[[str, str, str, float, int], None],
+        check_method_names: bool = False,
+        timeout: float = 30.0,
+        record: Callable[[str, int, Call, Arrays], None] | None = None,
+    ) -> None:
+        self._models, self._observe, self._timeout, self._record = models, observe, timeout, record
+        self._check_method_names = check_method_names
+        self._posts = {"predict": self._predict, "classify": self._classify, "regress": self._regress}
+
+    async def reply(self, method: str, path: str, body: bytes) -> Reply:
+        """Answer a request; nothing is ever raised."""
+        try:
+            wanted = asked(method, path)
+            if wanted.what == "status":
+                return 200, self._status(wanted)
+            if wanted.what == "metadata":
+                return 200, self._metadata(wanted)
+        except Refusal as refusal:
+            return refusal.code.http, error_body(refusal.message)
+        return await self._post(wanted, body)
+
+    async def _post(self, wanted: Asked, body: bytes) -> Reply:
+        began = time.perf_counter()
+        status, examples = "OK", 0
+        try:
+            with self._models.use(wanted.model, wanted.version, wanted.label) as servable:
+                examples, answer = await self._posts[wanted.what](wanted, servable, body)
+            return 200, answer
+        except Refusal as refusal:
+            status = refusal.code.name
+            return refusal.code.http, error_body(refusal.message)
+        except Exception as error:
+            _log.exception("%s failed", wanted)
+            status = Code.INTERNAL.name
+            return Code.INTERNAL.http, error_body(f"{type(error).__name__}: {error}")
+        finally:
+            self._observe(wanted.what.capitalize(), wanted.model, status, (time.perf_counter() - began) * 1e6, examples)
+
+    async def _predict(self, wanted: Asked, servable: Servable, body: bytes) -> tuple[int, bytes]:
+        call, by_row = parse_predict(body, servable.signatures)
+        answers = await self._answers(servable, call)
+        return _rows(call), write_predict(answers, servable.signatures[call.signature], by_row)
+
+    async def _classify(self, wanted: Asked, servable: Servable, body: bytes) -> tuple[int, bytes]:
+        name, rows = _examples(parse_classify(body))
+        call = inference.classify_call(servable.signatures, name, rows, check_method_name=self._check_method_names)
+        result = inference.classification(await self._answers(servable, call), len(rows))
+        return len(rows), write_classify(
+            [[(one.label, one.score) for one in row.classes] for row in result.classifications]
+        )
+
+    async def _regress(self, wanted: Asked, servable: Servable, body: bytes) -> tuple[int, bytes]:
+        name, rows = _examples(parse_regress(body))
+        call = inference.regress_call(servable.signatures, name, rows, check_method_name=self._check_method_names)
+        result = inference.regression(await self._answers(servable, call), len(rows))
+        return len(rows), write_regress([one.value for one in result.regressions])
+
+    async def _answers(self, servable: Servable, call: Call) -> Arrays:
+        if servable.inline(call):
+            answers = servable.answer(call)
+        else:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    answers = await asyncio.wrap_future(servable.submit(call))
+            except TimeoutError:
+                raise Refusal(Code.DEADLINE_EXCEEDED, f"no answer within {self._timeout:g} s") from None
+        if self._record is not None:
+            self._record(servable.name, servable.version, call, answers)
+        return answers
+
+    def _status(self, wanted: Asked) -> bytes:
+        # A label in the path is ignored, as TensorFlow Serving does.
+        rows = [
+            {
+                "version": str(found.version),
+                "state": found.state,
+                "status": {
+                    "error_code": found.problem.code.name if found.problem else "OK",
+                    "error_message": found.problem.message if found.problem else "",
+                },
+            }
+            for found in self._models.statuses(wanted.model, wanted.version)
+        ]
+        return json.dumps({"model_version_status": rows}, indent=1).encode() + b"\n"
+
+    def _metadata(self, wanted: Asked) -> bytes:
+        from google.protobuf import json_format
+
+        with self._models.use(wanted.model, wanted.version, wanted.label) as servable:
+            listed = get_model_metadata_pb2.SignatureDefMap()
+            for key, signature in servable.signatures.items():
+                listed.signature_def[key].CopyFrom(signature)
+            described = json_format.MessageToDict(
+                listed, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+            )
+            spec = {"name": servable.name, "signature_name": "", "version": str(servable.version)}
+        return json.dumps({"model_spec": spec, "metadata": {"signature_def": described}}, indent=1).encode() + b"\n"
+
+
+def unzipped(body: bytes) -> bytes:
+    """Return what a gzip body holds.
+
+    Raises:
+        Refusal: It is no gzip, or unfolds to more than is allowed.
+    """
+    unfolder = zlib.decompressobj(wbits=31)
+    try:
+        plain = unfolder.decompress(body, MAX_UNCOMPRESSED)
+    except zlib.error as error:
+        raise invalid(f"Failed to uncompress the gzip body of the request: {error}") from None
+    if not unfolder.eof:
+        why = f"more than {MAX_UNCOMPRESSED} bytes" if len(plain) >= MAX_UNCOMPRESSED else "its end is missing"
+        raise invalid(f"Failed to uncompress the gzip body of the request: {why}")
+    return plain
+
+
+def _examples(parsed: tuple[str, list[Any], Any]) -> tuple[str, list[bytes]]:
+    """Return the signature's name and the examples, serialized, of a request to classify or regress."""
+    name, examples, context = parsed
+    asked_with = input_pb2.Input()
+    if context is None:
+        asked_with.example_list.examples.extend(examples)
+    else:
+        asked_with.example_list_with_context.examples.extend(examples)
+        asked_with.example_list_with_context.context.CopyFrom(context)
+    return name, inference.examples_of(asked_with)
+
+
+def _rows(call: Call) -> int:
+    for array in call.inputs.values():
+        return len(array) if array.ndim else 1
+    return 0

@@ -1,0 +1,119 @@
+"""Which servers of this user run: one small file each, so that any kernel and JupyterLab find them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import platformdirs
+import psutil
+
+STOP_SECONDS = 5.0
+"""How long a server may take to end by itself."""
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """One server of this user.
+
+    Args:
+        pid: Its process.
+        created: When that process began, seconds since 1970: numbers of processes are used again.
+        models: What it serves.
+        url: Of its REST API, "http://127.0.0.1:8501".
+        grpc: Of its gRPC API, "127.0.0.1:8500"; None where it has none.
+        base_paths: Model -> where its versions are.
+        kernel: The process whose end it ends with; None when it was started by hand.
+        started: When, seconds since 1970.
+    """
+
+    pid: int
+    created: float
+    models: tuple[str, ...]
+    url: str | None
+    grpc: str | None
+    base_paths: dict[str, str]
+    kernel: int | None
+    started: float
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process still runs."""
+        return is_process(self.pid, self.created)
+
+    def url_of(self, model: str) -> str:
+        """Return a model's REST address."""
+        return f"{self.url}/v1/models/{model}"
+
+    def stop(self) -> None:
+        """End it: politely, and after :data:`STOP_SECONDS` by force."""
+        if not self.alive or self.pid == os.getpid():
+            return
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid)
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_SECONDS)
+            except psutil.TimeoutExpired:
+                process.kill()
+                process.wait(STOP_SECONDS)
+
+
+def is_process(pid: int, created: float) -> bool:
+    """Whether a process is the one that began then, and no other with its number."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        return bool(abs(process.create_time() - created) < 0.1 and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def folder() -> Path:
+    """Return where the files are."""
+    return platformdirs.user_cache_path("tfdeploy_magic") / "servers"
+
+
+def note(
+    models: tuple[str, ...], url: str | None, grpc: str | None, base_paths: dict[str, str], kernel: int | None = None
+) -> Path:
+    """Write down that this process serves."""
+    process = psutil.Process()
+    running = RunningServer(
+        process.pid, process.create_time(), models, url, grpc, base_paths, kernel, time.time()
+    )  # fmt: skip
+    path = folder() / f"{process.pid}.json"
+    partial = path.with_name(f".{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(json.dumps(asdict(running)))
+    partial.replace(path)
+    return path
+
+
+def forget() -> None:
+    """Take this process' file away."""
+    with contextlib.suppress(OSError):
+        (folder() / f"{os.getpid()}.json").unlink(missing_ok=True)
+
+
+def running() -> list[RunningServer]:
+    """Return the servers that run, oldest first; the files of those that were killed are taken away."""
+    return sorted(_living(), key=lambda server: server.started)
+
+
+def _living() -> Iterator[RunningServer]:
+    with contextlib.suppress(OSError):
+        for path in list(folder().glob("*.json")):
+            try:
+                noted = json.loads(path.read_text())
+                server = RunningServer(**{**noted, "models": tuple(noted["models"])})
+            except (OSError, ValueError, TypeError, KeyError):
+                continue
+            if server.alive:
+                yield server
+            else:
+                path.unlink(missing_ok=True)
