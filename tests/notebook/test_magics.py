@@ -53,6 +53,12 @@ def test_named_data_and_metric_are_used(trained: Kernel) -> None:
     assert "tested       on x_train, y_train (1297 samples)" in shown.text
 
 
+def test_data_may_be_cut_where_it_is_named(trained: Kernel) -> None:
+    shown = trained.run("%tflite_convert model --int8 --calib x_train[:50] --test x_test[:-400, ..., :],y_test[:-400]")
+    assert "calibrated   on x_train[:50] (50 samples)" in shown.text
+    assert "tested       on x_test[:-400, ..., :], y_test[:-400] (100 samples)" in shown.text
+
+
 @pytest.mark.parametrize(
     ("line", "error", "said"),
     [
@@ -61,6 +67,10 @@ def test_named_data_and_metric_are_used(trained: Kernel) -> None:
         ("%tflite_convert keras.Sequential()", "NameNotFound", "Expressions are not evaluated"),
         ("m = keras.Sequential([keras.layers.Dense(1)])\n%tflite_convert m", "ModelNotReady", "Call it once on data"),
         ("%tflite_convert model --int8 --calib y_train", "DataError", "for input"),
+        ("n = 50\n%tflite_convert model --int8 --calib x_train[:n]", "NameNotFound", "only numbers and slices"),
+        ("%tflite_convert model --int8 --calib x_train[2000]", "DataError", "index 2000 is out of bounds"),
+        ("%tflite_convert model --int8 --calib model[:3]", "DataError", "found a Sequential, and TypeError"),
+        ("%tflite_convert model --test x_test[:9],y_test", "DataError", "y_test does not label x_test[:9]"),
         ("e = x_train[:0]\n%tflite_convert model --int8 --calib e", "DataError", "no samples"),
         ("n = x_train * float('nan')\n%tflite_convert model --int8 --calib n", "DataError", "NaN in sample 0"),
         ("%tflite_convert model --int8 -o /no/such/folder/m.tflite", "OutputError", "no folder"),
@@ -173,6 +183,44 @@ def test_help_and_completion_come_from_the_declaration(trained: Kernel) -> None:
     assert complete("%tflite_convert model --test x_test,y_te") == ["y_test"]
     assert complete("%tflite_convert model --metric acc") == ["accuracy"]
     assert "x_train" in complete("x_tr"), "ordinary completion is left alone"
+
+
+def test_actions_of_a_verb_are_run_explained_and_completed(trained: Kernel) -> None:
+    trained.run(
+        "from tests.notebook.test_parser import host_verb\n"
+        "from tests.notebook.test_namespace import Digits\n"
+        "from tfdeploy_magic.commands.declaration import COMMANDS\n"
+        "COMMANDS['host'], digits = host_verb(), Digits()\n"
+        "%reload_ext tfdeploy_magic"
+    )
+    shown = trained.run("kept = %host --ask digits x_test[:3, ..., 0] --version 2")
+    assert "Done(what='ask'" in shown.text
+    seen = trained.run("kept.options.endpoint.value is digits, kept.options.x.value.shape, kept.options.version").text
+    assert seen == "(True, (3, 8, 8), 2)"
+    named = trained.run("%host model --methods embed=host_verb --as named\nprint(named.options.methods['embed'].value)")
+    assert "host_verb" in named.streams["stdout"]
+    quiet = trained.run("%host --forget-all")
+    assert (quiet.status, quiet.displays, quiet.results) == ("ok", [], [])
+    assert trained.run("%host --stop --al").streams["stderr"].startswith("UsageError: %host --stop: unknown: --al")
+    assert "notes='by hand\\n'" in trained.run("%%host model\nby hand\n").text
+    assert "%host --stop: it takes a line and no cell" in trained.run("%%host --stop digits\nx\n").streams["stderr"]
+    assert "Endpoints in this kernel: digits." in two_lines(trained.run("%host --ask model x_test"), "InputError")
+
+    help_text = trained.client.inspect("%host", 5, reply=True, timeout=20)["content"]["data"]["text/plain"]
+    assert help_text.index("%host [") < help_text.index("%host --stop") < help_text.index("all of them")
+
+    def complete(line: str) -> list[str]:
+        return list(trained.client.complete(line, len(line), reply=True, timeout=20)["content"]["matches"])
+
+    assert {"--stop", "--ask", "--forget-all", "--port"} <= set(complete("%host --"))
+    assert complete("%host --stop --") == ["--all", "--as", "--debug"]
+    assert complete("%host --ask di") == ["digits"]
+    assert "digits" not in complete("%host di"), "an endpoint is no model"
+    assert complete("%host --ask digits x_te") == ["x_test"]
+    assert complete("%host --ask digits --version 2 x_te") == ["x_test"]
+    assert complete("%host --ask digits x_test[0, 1] --v") == ["--version"]
+    assert complete("%host model --methods embed=host_v") == ["host_verb"]
+    trained.run("del COMMANDS['host'], digits, Digits, host_verb, kept, named\n%reload_ext tfdeploy_magic")
 
 
 def test_unloading_takes_the_magic_away_and_loading_twice_is_once(trained: Kernel) -> None:

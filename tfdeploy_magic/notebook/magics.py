@@ -12,13 +12,13 @@ from traitlets.config import Configurable
 
 from tfdeploy_magic import __version__, jobs
 from tfdeploy_magic.commands import inspect, quantize, tfdeploy, tflite_convert  # noqa: F401  (importing registers them)
-from tfdeploy_magic.commands.declaration import COMMANDS, Command, FromKernel, Named, Options
+from tfdeploy_magic.commands.declaration import COMMANDS, FromKernel, Named, Options, marker
 from tfdeploy_magic.errors import JobCancelled, TfdeployError
 from tfdeploy_magic.notebook import discovery, namespace
 from tfdeploy_magic.notebook.cells import ConverterCell
 from tfdeploy_magic.notebook.completer import matcher_for
 from tfdeploy_magic.notebook.display import Stage, brief, from_their_code, print_job_trace
-from tfdeploy_magic.notebook.parser import CommandParser, Line, marker
+from tfdeploy_magic.notebook.parser import CommandParser, Line
 from tfdeploy_magic.sources.samples import NamedData
 
 
@@ -67,14 +67,14 @@ class TFDeployMagics(Configurable):
         return f"tfdeploy_magic {__version__}. Try: %tflite_convert {name} --int8    (help: %tflite_convert?)"
 
     def _magic(self, name: str) -> Callable[..., Any]:
-        parser, command = self.parsers[name], COMMANDS[name]
+        parser = self.parsers[name]
 
         def magic(line: str, cell: str | None = None) -> Any:
             parsed = parser.parse_line(line)
             try:
                 if cell is None:
-                    return self._run(parser, command, parsed.values, parsed.variable)
-                return self._run_cell(parser, command, parsed, cell)
+                    return self._run(parsed, parsed.values)
+                return self._run_cell(parsed, cell)
             except TfdeployError as error:
                 if parsed.debug:
                     print_job_trace(error)
@@ -85,24 +85,28 @@ class TFDeployMagics(Configurable):
         magic.__name__ = name
         return magic
 
-    def _run_cell(self, parser: CommandParser, command: Command[Any], parsed: Line, cell: str) -> Any:
-        if command.cell is not None and command.cell in command.options.model_fields:
-            return self._run(parser, command, {**parsed.values, command.cell: cell}, parsed.variable)
+    def _run_cell(self, line: Line, cell: str) -> Any:
+        command = line.parser.command
+        if command.cell is None:
+            line.parser.error("it takes a line and no cell")
+        if command.cell in command.options.model_fields:
+            return self._run(line, {**line.values, command.cell: cell})
 
         def convert(values: dict[str, Any]) -> Any:
-            return self._run(parser, command, values, parsed.variable)
+            return self._run(line, values)
 
         try:
-            return ConverterCell(self.shell, parsed.values, convert).run(cell)
+            return ConverterCell(self.shell, line.values, convert).run(cell)
         except TfdeployError:
             raise
         except Exception as error:
             raise from_their_code(error, self.shell) from error.__cause__
 
-    def _run(self, parser: CommandParser, command: Command[Any], values: dict[str, Any], variable: str | None) -> Any:
+    def _run(self, line: Line, values: dict[str, Any]) -> Any:
+        command = line.parser.command
         stage = Stage(self.shell, show_progress=self.progress)
         try:
-            result = command.run(self._resolved(parser, command, values), stage.listen)
+            result = command.run(self._resolved(line.parser, values), stage.listen)
         except KeyboardInterrupt:
             stage.clear()
             raise JobCancelled(
@@ -114,16 +118,19 @@ class TFDeployMagics(Configurable):
         except BaseException:
             stage.clear()
             raise
-        if variable is not None:
-            self.shell.user_ns[variable] = result
+        if line.variable is not None:
+            self.shell.user_ns[line.variable] = result
         with contextlib.suppress(KeyboardInterrupt):  # while figures are drawn: the work itself is done
-            stage.show(result)
+            if result is None:
+                stage.clear()
+            else:
+                stage.show(result)
         return result
 
-    def _resolved(self, parser: CommandParser, command: Command[Any], values: dict[str, Any]) -> Options:
+    def _resolved(self, parser: CommandParser, values: dict[str, Any]) -> Options:
         """Put kernel values in the place of names, and find the data that was not named."""
         values = dict(values)
-        for name, field in command.options.model_fields.items():
+        for name, field in parser.command.options.model_fields.items():
             kernel = marker(field, FromKernel)
             if kernel is not None and name in values:
                 values[name] = self._kernel_value(kernel.kind, values[name])
@@ -143,12 +150,16 @@ class TFDeployMagics(Configurable):
         if kind == "value":
             return Named(words, namespace.lookup(words, user_ns, wanted="a variable in this kernel"))
         if kind == "function":
-            return Named(words, namespace.lookup(words, user_ns, wanted="a function in this kernel"))
-        data, _, labels = words.partition(",")
-        value = namespace.lookup(data, user_ns, wanted="data in this kernel")
+            return namespace.lookup_function(words, user_ns)
+        if kind == "functions":
+            return namespace.lookup_functions(words, user_ns)
+        if kind == "endpoint":
+            return namespace.lookup_endpoint(words, user_ns)
+        data, labels = namespace.pair(words)
+        value = namespace.lookup_data(data, user_ns, wanted="data in this kernel")
         if not labels:
             return NamedData(data, value)
-        targets = namespace.lookup(labels, user_ns, wanted="labels in this kernel")
+        targets = namespace.lookup_data(labels, user_ns, wanted="labels in this kernel")
         return NamedData(f"{data}, {labels}", value, targets, labels)
 
     def _found(self, options: Options) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import argparse
 import difflib
 import keyword
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, NoReturn, get_origin
 
 from IPython.core.error import UsageError
 from IPython.core.magic_arguments import MagicArgumentParser
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from tfdeploy_magic.artifacts.schemes import SCHEMES
-from tfdeploy_magic.commands.declaration import Command, FromKernel, OnTheLine
+from tfdeploy_magic.commands.declaration import Command, FromKernel, OnTheLine, choices, flag, flags_of, marker
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,17 @@ class Line:
         values: Option -> what was typed, options left out not among them.
         variable: ``--as NAME``.
         debug: Whether the whole traceback is wanted.
+        parser: Whose line it is: the verb's, or that of one of its actions.
     """
 
     values: dict[str, Any]
     variable: str | None
     debug: bool
+    parser: CommandParser
 
 
 class CommandParser(MagicArgumentParser):
-    """The parser of one command's magic.
+    """The parser of one command's magic, and of its actions'.
 
     Args:
         command: The command.
@@ -48,6 +51,7 @@ class CommandParser(MagicArgumentParser):
             self._add(name, field)
         self.add_argument("--as", dest="as_variable", metavar="NAME", help="variable to keep the result in")
         self.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+        self.actions = {flag(name): CommandParser(action) for name, action in command.actions.items()}
 
     def parse_line(self, line: str) -> Line:
         """Parse what stands behind the magic's name.
@@ -56,17 +60,33 @@ class CommandParser(MagicArgumentParser):
             UsageError: It is not what the command takes; one line says what is wrong.
         """
         try:
-            words = shlex.split(line)
+            words = together(shlex.split(line))
         except ValueError as error:
             self.error(str(error).lower())
-        known, unknown = self.parse_known_args(words)
+        asked = list(dict.fromkeys(word for word in words if word in self.actions))
+        if len(asked) > 1:
+            self.error(f"{asked[0]} and {asked[1]} do not go together")
+        return self.of(words)._parsed([word for word in words if word not in asked])
+
+    def of(self, words: Iterable[str]) -> CommandParser:
+        """Return the parser of the action that a line asks for, this one where it asks for none."""
+        return next((self.actions[word] for word in words if word in self.actions), self)
+
+    def format_help(self) -> str:
+        """Return the help: the verb's, and after it that of each action."""
+        return "\n".join([super().format_help(), *(parser.format_help() for parser in self.actions.values())])
+
+    def _parsed(self, words: list[str]) -> Line:
+        # Intermixed: of two words that stand alone the second may come after an option.
+        known, unknown = self.parse_known_intermixed_args(words)
         if unknown:
-            self.error(f"unknown: {unknown[0]}{self._nearest(unknown[0])}. %{self.command.name}? shows what there is")
+            verb = self.command.name.partition(" ")[0]
+            self.error(f"unknown: {unknown[0]}{self._nearest(unknown[0])}. %{verb}? shows what there is")
         values = dict(vars(known))
         variable, debug = values.pop("as_variable"), values.pop("debug")
         if variable is not None and (not variable.isidentifier() or keyword.iskeyword(variable)):
             self.error(f"--as {variable}: not a variable name")
-        return Line({name: value for name, value in values.items() if value is not None}, variable, debug)
+        return Line({name: value for name, value in values.items() if value is not None}, variable, debug, self)
 
     def validated(self, values: dict[str, Any]) -> Any:
         """Return the command's options.
@@ -78,18 +98,21 @@ class CommandParser(MagicArgumentParser):
             return self.command.options(**values)
         except ValidationError as error:
             first = error.errors()[0]
+            said = first["msg"].removeprefix("Value error, ").replace("string", "text")
+            said = f"{said[:1].lower()}{said[1:]}"
+            if not first["loc"]:  # the options together are wrong
+                self.error(said)
             name = str(first["loc"][0])
             if first["type"] == "missing":
                 self.error(f"the following arguments are required: {name.upper()}")
-            said = first["msg"].removeprefix("Value error, ").replace("string", "text")
-            self.error(f"--{name.replace('_', '-')} {values.get(name)}: {said[:1].lower()}{said[1:]}")
+            self.error(f"{flag(name)} {values.get(name)}: {said}")
 
     def error(self, message: str) -> NoReturn:
         """Turn any complaint into the one line IPython shows."""
         raise UsageError(f"%{self.prog}: {message}")
 
     def _nearest(self, word: str) -> str:
-        near = difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, n=1)
+        near = difflib.get_close_matches(word.partition("=")[0], [*self._option_string_actions, *self.actions], n=1)
         return f" (did you mean {near[0]}?)" if near else ""
 
     def _add(self, name: str, field: FieldInfo) -> None:
@@ -97,38 +120,43 @@ class CommandParser(MagicArgumentParser):
         form = marker(field, OnTheLine) or OnTheLine()
         if form.hidden:
             return
-        spelled = f"--{name.replace('_', '-')}"
-        options = [form.short, spelled] if form.short else [spelled]
-        choices = _choices(field.annotation)
+        words, spelled = choices(field.annotation), flags_of(name, field)
         if form.positional:
             # It may be left out of a cell magic's line, where the cell itself says it.
-            self.add_argument(name, metavar=name.upper(), help=description, nargs="?", choices=choices or None)
+            self.add_argument(name, metavar=name.upper(), help=description, nargs="?", choices=words or None)
         elif form.flags:
             several = get_origin(field.annotation) is tuple
             group = self if several else self.add_mutually_exclusive_group()
             action = "append_const" if several else "store_const"
-            for choice in choices:
+            for choice, option in zip(words, spelled, strict=True):
                 default = " (default)" if choice == field.default else ""
                 meaning = SCHEMES[choice].meaning if choice in SCHEMES else choice
                 text = f"{description}: {meaning}{default}"
-                group.add_argument(f"--{choice.replace('_', '-')}", dest=name, action=action, const=choice, help=text)
+                group.add_argument(option, dest=name, action=action, const=choice, help=text)
         elif field.annotation is bool:
-            self.add_argument(*options, dest=name, action="store_const", const=True, help=description)
+            self.add_argument(*spelled, dest=name, action="store_const", const=True, help=description)
         else:
             default = "" if field.default in (None, ()) else f" (default: {field.default})"
-            metavar = "|".join(choices) if choices else _metavar(field)
+            metavar = "|".join(words) if words else _metavar(field)
             help_text = f"{description}{default}"
-            self.add_argument(*options, dest=name, metavar=metavar, choices=choices or None, help=help_text)
+            self.add_argument(*spelled, dest=name, metavar=metavar, choices=words or None, help=help_text)
+
+
+def together(words: Iterable[str]) -> list[str]:
+    """Return the words of a line with those put together that stand in one pair of brackets, "x[..., 0]"."""
+    whole: list[str] = []
+    waiting: list[str] = []
+    for word in words:
+        waiting.append(word)
+        if (joined := " ".join(waiting)).count("[") <= joined.count("]"):
+            whole.append(joined)
+            waiting = []
+    return [*whole, *waiting]
 
 
 def several(action: argparse.Action) -> bool:
     """Whether an action collects each flag of its kind instead of being overruled by the next."""
     return isinstance(action, argparse._AppendConstAction)
-
-
-def marker(field: FieldInfo, kind: type[Any]) -> Any:
-    """Return the field's marker of this kind, or None."""
-    return next((mark for mark in field.metadata if isinstance(mark, kind)), None)
 
 
 def expected_value(action: argparse.Action, command: Command[Any]) -> FromKernel | None:
@@ -138,14 +166,8 @@ def expected_value(action: argparse.Action, command: Command[Any]) -> FromKernel
     return found
 
 
-def _choices(annotation: Any) -> list[str]:
-    if get_origin(annotation) is Literal:
-        return list(get_args(annotation))
-    return next((found for part in get_args(annotation) if (found := _choices(part))), [])
-
-
 def _metavar(field: FieldInfo) -> str:
-    if marker(field, FromKernel):
-        return "NAME"
+    if kernel := marker(field, FromKernel):
+        return "NAME=FUNCTION,..." if kernel.kind == "functions" else "NAME"
     names = {int: "N", float: "SECONDS"}
     return names.get(field.annotation, "VALUE") if isinstance(field.annotation, type) else "VALUE"

@@ -14,7 +14,8 @@ from tfdeploy_magic.jobs import Report
 from tfdeploy_magic.serving import flags
 from tfdeploy_magic.serving.server import ModelServer
 
-_servers: list[ModelServer] = []
+_servers: dict[str, ModelServer] = {}
+"""By the name of the model; a kernel that serves in its own process may have several."""
 
 
 def start_task(report: Report, argv: list[str], kernel: int, devices: str | None = None) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def start_task(report: Report, argv: list[str], kernel: int, devices: str | None
     report.stage("loading the model")
     options = flags.parse(argv)
     server = ModelServer(options, kernel=kernel)
-    _servers.append(server)
+    _servers[options.model_name] = server
     return {"pid": os.getpid(), "url": server.url, "grpc": server.grpc_address, "notes": list(options.notes)}
 
 
@@ -47,7 +48,7 @@ def load_task(report: Report, model: str, version: int, seconds: float) -> None:
         VersionFailed: It cannot be loaded, or not within that time; what was served still is.
     """
     report.stage(f"loading version {version}")
-    models = _servers[0].models
+    models = _servers[model].models
     models.look()
     found = models.wait_for(model, version, seconds)
     if found is not None and found.problem is None:
@@ -60,8 +61,7 @@ def load_task(report: Report, model: str, version: int, seconds: float) -> None:
     )
 
 
-def stop_task(report: Report) -> None:
+def stop_task(report: Report, model: str) -> None:
     """Stop the server; a job's entry."""
     report.stage("stopping")
-    while _servers:
-        _servers.pop().stop()
+    _servers.pop(model).stop()

@@ -68,12 +68,13 @@ class ModelServer:
         )
         self._rest: HttpDoor | None = None
         self._grpc: Any = None
+        self._noted: Path | None = None
         try:
             self._start(config)
         except BaseException:
             self.stop()
             raise
-        state.note(
+        self._noted = state.note(
             tuple(self.models.names()),
             self.url,
             self.grpc_address,
@@ -113,7 +114,8 @@ class ModelServer:
         self.models.close()
         if self._log is not None:
             self._log.close()
-        state.forget()
+        if self._noted is not None:
+            self._noted.unlink(missing_ok=True)
 
     # Starting
 

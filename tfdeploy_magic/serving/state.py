@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import time
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import platformdirs
 import psutil
+
+from tfdeploy_magic.errors import ServingError
 
 STOP_SECONDS = 5.0
 """How long a server may take to end by itself."""
@@ -52,7 +55,18 @@ class RunningServer:
         return f"{self.url}/v1/models/{model}"
 
     def stop(self) -> None:
-        """End it: politely, and after :data:`STOP_SECONDS` by force."""
+        """End it: politely, and after :data:`STOP_SECONDS` by force.
+
+        Raises:
+            ServingError: It is part of a kernel, which would end with it.
+        """
+        if self.pid == self.kernel:
+            raise ServingError(
+                f"{', '.join(self.models)} runs inside a kernel",
+                found=f"a server in process {self.pid}, started with --in-kernel",
+                wanted="a server in a process of its own",
+                cure="Stop it in the notebook that started it.",
+            )
         if not self.alive or self.pid == os.getpid():
             return
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -81,23 +95,17 @@ def folder() -> Path:
 def note(
     models: tuple[str, ...], url: str | None, grpc: str | None, base_paths: dict[str, str], kernel: int | None = None
 ) -> Path:
-    """Write down that this process serves."""
+    """Write down that this process serves, and return where; that file goes when the server does."""
     process = psutil.Process()
     running = RunningServer(
         process.pid, process.create_time(), models, url, grpc, base_paths, kernel, time.time()
     )  # fmt: skip
-    path = folder() / f"{process.pid}.json"
+    path = folder() / f"{process.pid}-{secrets.token_hex(4)}.json"
     partial = path.with_name(f".{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text(json.dumps(asdict(running)))
     partial.replace(path)
     return path
-
-
-def forget() -> None:
-    """Take this process' file away."""
-    with contextlib.suppress(OSError):
-        (folder() / f"{os.getpid()}.json").unlink(missing_ok=True)
 
 
 def running() -> list[RunningServer]:

@@ -1,0 +1,171 @@
+"""Endpoint: the served model a person holds; it can be asked, measured and stopped, in a notebook and outside one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+from tfdeploy_magic.artifacts.evidence import Evidence
+from tfdeploy_magic.artifacts.models import LiteFile
+from tfdeploy_magic.artifacts.signature import Signature, TensorSpec
+from tfdeploy_magic.errors import ServingError, TfdeployError
+from tfdeploy_magic.serving import hosting, state
+from tfdeploy_magic.serving.calls import VersionStatus
+from tfdeploy_magic.serving.client import Client, Metrics, Over
+
+GLANCE_SECONDS = 1.0
+"""How long a card waits for the server to say how it is."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is known of a version by whoever served it.
+
+    Args:
+        version: Its number.
+        source: What it was made of, "model: Sequential, 36,042 parameters".
+        base_path: Where its versions lie.
+        size: Of this version, bytes.
+        parity: What its answers were compared with -> how they compare.
+        tested: What they were compared on; None where nothing was.
+        seconds: Stage of the work -> how long it took.
+        notes: Flags that had no effect, and other things to know.
+        request: A request's body as JSON, for the examples; None where it would be long.
+        in_kernel: Whether the server runs in the kernel's own process.
+        replaced: The version that it took over from; None where it is the first.
+        lite: The .tflite file that is served; None of a SavedModel.
+    """
+
+    version: int
+    source: str
+    base_path: str
+    size: int
+    parity: Mapping[str, Evidence] = field(default_factory=dict)
+    tested: str | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    request: str | None = None
+    in_kernel: bool = False
+    replaced: int | None = None
+    lite: LiteFile | None = None
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A model on a server that speaks TensorFlow Serving's API.
+
+    Args:
+        url: Its REST address, "http://127.0.0.1:8501/v1/models/NAME".
+        grpc: The address of the server's gRPC, "127.0.0.1:8500"; None where it has none.
+        served: What is known of it where this kernel served it.
+    """
+
+    url: str
+    grpc: str | None = None
+    served: Served | None = field(default=None, repr=False, compare=False)
+
+    __tfdeploy_endpoint__: ClassVar[bool] = True
+
+    @cached_property
+    def client(self) -> Client:
+        """What asks the server; it keeps connections open, and may be used from many threads."""
+        return Client(self.url, grpc=self.grpc)
+
+    @property
+    def name(self) -> str:
+        """What the model is called there."""
+        return self.client.name
+
+    @property
+    def signatures(self) -> Mapping[str, Signature]:
+        """What it takes and gives, by the keys of its signatures, as the server says now."""
+        return self.client.signatures(refresh=True)
+
+    def predict(self, x: Any, *, signature: str = "serving_default", over: Over | None = None) -> Any:
+        """Ask the model.
+
+        Args:
+            x: ``[count, ...]`` for its one input; a dict by name, or a list, where it has several. A quantized .tflite
+                takes real numbers: they are quantized by the file's own scale.
+            signature: The key of the signature.
+            over: "rest" or "grpc"; left out, whichever is faster for an array of that size.
+
+        Returns:
+            ``[count, ...]``; a dict by name when there are several outputs.
+
+        Raises:
+            DataError: ``x`` does not fit; nothing was sent.
+            ServerUnreachable: Nothing answers at the address.
+            RequestRefused: The server answered with an error of its own.
+        """
+        lite = self.served.lite.signatures.get(signature) if self.served and self.served.lite else None
+        if lite is None or not any(spec.quantized for spec in (*lite.inputs, *lite.outputs)):
+            return self.client.predict(x, signature=signature, over=over)
+        names = sorted(spec.name for spec in lite.inputs)
+        given = x if isinstance(x, Mapping) else dict(zip(names, x if isinstance(x, list) else [x], strict=False))
+        inputs = {spec.name: spec for spec in lite.inputs}
+        stored = {name: inputs[name].quantize(rows) if name in inputs else rows for name, rows in given.items()}
+        answers = self.client.predict(stored, signature=signature, over=over)
+        return _real(answers, {spec.name: spec for spec in lite.outputs})
+
+    def status(self) -> list[VersionStatus]:
+        """Return the state of each version, newest first."""
+        return self.client.status()
+
+    @property
+    def version(self) -> int | None:
+        """The version that answers: the highest that is available; None where none is."""
+        return next((found.version for found in self.status() if found.state == "AVAILABLE"), None)
+
+    def metrics(self) -> Metrics:
+        """Return what the server counted for this model: requests by outcome, and their latency."""
+        return self.client.metrics()
+
+    def stop(self) -> None:
+        """End the server.
+
+        Raises:
+            ServingError: It is none of this user's on this machine.
+        """
+        self.client.close()
+        host = next((host for host in hosting.hosts.values() if host.model_url == self.url), None)
+        if host is not None:
+            host.stop()
+            return
+        found = next((server for server in state.running() if server.url_of(self.name) == self.url), None)
+        if found is None:
+            raise ServingError(
+                f"{self.name} was not stopped",
+                found=f"no server of yours at {self.url}",
+                wanted="a server that runs on this machine",
+                cure="%serve --list shows those that run.",
+            )
+        found.stop()
+
+    def glance(self) -> tuple[list[VersionStatus], Metrics | None]:
+        """Return the state of its versions and its metrics now; nothing where the server does not answer at once."""
+        with Client(self.url, timeout=GLANCE_SECONDS) as client:
+            try:
+                return client.status(), client.metrics()
+            except TfdeployError:
+                return [], None
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self.url}>"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from tfdeploy_magic.views import endpoint
+
+        states, metrics = self.glance()
+        signatures: Mapping[str, Signature] = {}
+        if states:
+            signatures = self.client.signatures()
+        return endpoint.mimebundle(self, states, metrics, signatures)
+
+
+def _real(answers: Any, specs: Mapping[str, TensorSpec]) -> Any:
+    if isinstance(answers, dict):
+        return {name: specs[name].dequantize(answer) for name, answer in answers.items()}
+    return next(iter(specs.values())).dequantize(answers)
