@@ -7,49 +7,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
-from tfdeploy_magic.artifacts.evidence import Evidence
-from tfdeploy_magic.artifacts.models import LiteFile
 from tfdeploy_magic.artifacts.signature import Signature, TensorSpec
 from tfdeploy_magic.errors import ServingError, TfdeployError
 from tfdeploy_magic.serving import hosting, state
 from tfdeploy_magic.serving.calls import VersionStatus
 from tfdeploy_magic.serving.client import Client, Metrics, Over
+from tfdeploy_magic.serving.served import Served
 
 GLANCE_SECONDS = 1.0
 """How long a card waits for the server to say how it is."""
-
-
-@dataclass(frozen=True)
-class Served:
-    """What is known of a version by whoever served it.
-
-    Args:
-        version: Its number.
-        source: What it was made of, "model: Sequential, 36,042 parameters".
-        base_path: Where its versions lie.
-        size: Of this version, bytes.
-        parity: What its answers were compared with -> how they compare.
-        tested: What they were compared on; None where nothing was.
-        seconds: Stage of the work -> how long it took.
-        notes: Flags that had no effect, and other things to know.
-        request: A request's body as JSON, for the examples; None where it would be long.
-        in_kernel: Whether the server runs in the kernel's own process.
-        replaced: The version that it took over from; None where it is the first.
-        lite: The .tflite file that is served; None of a SavedModel.
-    """
-
-    version: int
-    source: str
-    base_path: str
-    size: int
-    parity: Mapping[str, Evidence] = field(default_factory=dict)
-    tested: str | None = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    request: str | None = None
-    in_kernel: bool = False
-    replaced: int | None = None
-    lite: LiteFile | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +128,9 @@ class Endpoint:
         signatures: Mapping[str, Signature] = {}
         if states:
             signatures = self.client.signatures()
-        return endpoint.mimebundle(self, states, metrics, signatures)
+        return endpoint.mimebundle(
+            endpoint.Seen(self.name, self.url, self.grpc, states, metrics, signatures), self.served
+        )
 
 
 def _real(answers: Any, specs: Mapping[str, TensorSpec]) -> Any:

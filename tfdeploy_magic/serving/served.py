@@ -1,0 +1,44 @@
+"""What is known of a served model by whoever served it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tfdeploy_magic.artifacts.evidence import Evidence, Finding
+from tfdeploy_magic.artifacts.models import LiteFile
+
+
+@dataclass(frozen=True)
+class Served:
+    """One version, from when it was written until it answered.
+
+    Args:
+        version: Its number.
+        source: What it was made of, "model: Sequential, 36,042 parameters".
+        base_path: Where its versions lie.
+        size: Of this version, bytes.
+        parity: What its answers were compared with -> how they compare.
+        tested: What they were compared on; None where nothing was.
+        seconds: Stage of the work -> how long it took.
+        findings: What was noticed while it was exported and started.
+        request: The body of a request as JSON, for the examples; None where there is none at hand.
+        request_file: Where a body lies that is too long to be shown.
+        in_kernel: Whether the server runs in the kernel's own process.
+        replaced: The version that it took over from; None where it is the first.
+        lite: The .tflite file that is served; None of a SavedModel.
+    """
+
+    version: int
+    source: str
+    base_path: str
+    size: int
+    parity: Mapping[str, Evidence] = field(default_factory=dict)
+    tested: str | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+    request: str | None = None
+    request_file: str | None = None
+    in_kernel: bool = False
+    replaced: int | None = None
+    lite: LiteFile | None = None
