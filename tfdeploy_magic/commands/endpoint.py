@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
-from tfdeploy_magic.artifacts.signature import Signature, TensorSpec
+from tfdeploy_magic.artifacts.signature import Signature
 from tfdeploy_magic.errors import ServingError, TfdeployError
 from tfdeploy_magic.serving import hosting, state
 from tfdeploy_magic.serving.calls import VersionStatus
@@ -66,15 +66,28 @@ class Endpoint:
             ServerUnreachable: Nothing answers at the address.
             RequestRefused: The server answered with an error of its own.
         """
+        answers = self.client.predict(self.as_stored(x, signature), signature=signature, over=over)
+        if (lite := self._quantized(signature)) is None:
+            return answers
+        specs = {spec.name: spec for spec in lite.outputs}
+        if isinstance(answers, dict):
+            return {name: specs[name].dequantize(answer) for name, answer in answers.items()}
+        return lite.outputs[0].dequantize(answers)
+
+    def as_stored(self, x: Any, signature: str = "serving_default") -> Any:
+        """Return inputs as the server takes them: integers by the file's own scale, where a .tflite stores those."""
+        if (lite := self._quantized(signature)) is None:
+            return x
+        specs = {spec.name: spec for spec in lite.inputs}
+        given = (
+            x if isinstance(x, Mapping) else dict(zip(sorted(specs), x if isinstance(x, list) else [x], strict=False))
+        )
+        return {name: specs[name].quantize(rows) if name in specs else rows for name, rows in given.items()}
+
+    def _quantized(self, signature: str) -> Signature | None:
+        """Return a signature of the .tflite that is served, where it stores integers."""
         lite = self.served.lite.signatures.get(signature) if self.served and self.served.lite else None
-        if lite is None or not any(spec.quantized for spec in (*lite.inputs, *lite.outputs)):
-            return self.client.predict(x, signature=signature, over=over)
-        names = sorted(spec.name for spec in lite.inputs)
-        given = x if isinstance(x, Mapping) else dict(zip(names, x if isinstance(x, list) else [x], strict=False))
-        inputs = {spec.name: spec for spec in lite.inputs}
-        stored = {name: inputs[name].quantize(rows) if name in inputs else rows for name, rows in given.items()}
-        answers = self.client.predict(stored, signature=signature, over=over)
-        return _real(answers, {spec.name: spec for spec in lite.outputs})
+        return lite if lite and any(spec.quantized for spec in (*lite.inputs, *lite.outputs)) else None
 
     def status(self) -> list[VersionStatus]:
         """Return the state of each version, newest first."""
@@ -131,9 +144,3 @@ class Endpoint:
         return endpoint.mimebundle(
             endpoint.Seen(self.name, self.url, self.grpc, states, metrics, signatures), self.served
         )
-
-
-def _real(answers: Any, specs: Mapping[str, TensorSpec]) -> Any:
-    if isinstance(answers, dict):
-        return {name: specs[name].dequantize(answer) for name, answer in answers.items()}
-    return next(iter(specs.values())).dequantize(answers)

@@ -168,7 +168,9 @@ class TFDeployMagics(Configurable):
             return {}
         source = options.source()
         try:
-            found: dict[str, Any] = {"model": Named(source.name, source)}
+            found: dict[str, Any] = (
+                {"model": Named(source.name, source)} if "model" in type(options).model_fields else {}
+            )
             kernel = discovery.Kernel(
                 self.shell.user_ns, source.inputs, preprocess=getattr(options, "preprocess", None)
             )
@@ -177,6 +179,8 @@ class TFDeployMagics(Configurable):
             if "test" in missing:
                 calibration = found.get("calib", getattr(options, "calib", None))
                 found["test"] = kernel.find_test(calibration, getattr(options, "samples", 0))
+            if "x" in missing:
+                found["x"] = kernel.find_test(None, 0)
         except BaseException:
             source.close()
             raise

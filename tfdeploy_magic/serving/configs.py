@@ -26,6 +26,9 @@ PLATFORM = "tensorflow"
 METRICS_PATH = "/monitoring/prometheus/metrics"
 """Where Prometheus looks when no file says otherwise."""
 
+DEFAULT_RULES = Rules(num_batch_threads=os.cpu_count() or 1, every_call=True)
+"""Batching that was asked for without a file."""
+
 _PACKAGE = "tensorflow.serving"
 
 # In the order of their numbers. What may be left out, and is then not zero, is wrapped in a message.
@@ -191,7 +194,7 @@ def read_batching_parameters(path: Path) -> Rules:
         allowed_batch_sizes=tuple(given.allowed_batch_sizes),
         pad_variable_length_inputs=given.pad_variable_length_inputs,
         every_call=True,
-        **{"num_batch_threads": os.cpu_count() or 1, **wrapped},
+        **{"num_batch_threads": DEFAULT_RULES.num_batch_threads, **wrapped},
     )
     if (complaint := _complaint(rules)) is not None:
         raise InputError(

@@ -14,13 +14,12 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from tfdeploy_magic.artifacts.signature import Arrays
 from tfdeploy_magic.serving import inference
 from tfdeploy_magic.serving.calls import Call, Models, Servable
 from tfdeploy_magic.serving.json_documents import error_body
-from tfdeploy_magic.serving.json_examples import parse_classify, parse_regress, write_classify, write_regress
+from tfdeploy_magic.serving.json_examples import parse_examples, write_classify, write_regress
 from tfdeploy_magic.serving.json_predict import parse_predict, write_predict
 from tfdeploy_magic.serving.protos import get_model_metadata_pb2, input_pb2
 from tfdeploy_magic.serving.status import Code, Refusal, invalid
@@ -135,7 +134,7 @@ class RestApi:
         return _rows(call), write_predict(answers, servable.signatures[call.signature], by_row)
 
     async def _classify(self, wanted: Asked, servable: Servable, body: bytes) -> tuple[int, bytes]:
-        name, rows = _examples(parse_classify(body))
+        name, rows = _examples(body)
         call = inference.classify_call(servable.signatures, name, rows, check_method_name=self._check_method_names)
         result = inference.classification(await self._answers(servable, call), len(rows))
         return len(rows), write_classify(
@@ -143,7 +142,7 @@ class RestApi:
         )
 
     async def _regress(self, wanted: Asked, servable: Servable, body: bytes) -> tuple[int, bytes]:
-        name, rows = _examples(parse_regress(body))
+        name, rows = _examples(body)
         call = inference.regress_call(servable.signatures, name, rows, check_method_name=self._check_method_names)
         result = inference.regression(await self._answers(servable, call), len(rows))
         return len(rows), write_regress([one.value for one in result.regressions])
@@ -207,9 +206,9 @@ def unzipped(body: bytes) -> bytes:
     return plain
 
 
-def _examples(parsed: tuple[str, list[Any], Any]) -> tuple[str, list[bytes]]:
+def _examples(body: bytes) -> tuple[str, list[bytes]]:
     """Return the signature's name and the examples, serialized, of a request to classify or regress."""
-    name, examples, context = parsed
+    name, examples, context = parse_examples(body)
     asked_with = input_pb2.Input()
     if context is None:
         asked_with.example_list.examples.extend(examples)

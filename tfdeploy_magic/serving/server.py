@@ -272,7 +272,7 @@ def _settings(options: ServerOptions) -> Settings:
     rules = None
     if options.enable_batching:
         file = options.batching_parameters_file
-        rules = configs.read_batching_parameters(file) if file is not None else configs.default_batching_parameters()
+        rules = configs.read_batching_parameters(file) if file is not None else configs.DEFAULT_RULES
     session_config = None
     if options.tensorflow_session_config_file or options.mixed_precision or options.per_process_gpu_memory_fraction:
         session_config = configs.read_session_config(

@@ -1,0 +1,339 @@
+"""The gRPC door: TensorFlow Serving's PredictionService and ModelService, and what may stand beside them on a port."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health as grpc_health
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tfdeploy_magic.serving import inference, tensors
+from tfdeploy_magic.serving.calls import Models, Servable
+from tfdeploy_magic.serving.protos import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    inference_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_log_pb2,
+    prediction_service_pb2_grpc,
+    regression_pb2,
+)
+from tfdeploy_magic.serving.status import Code, Refusal, invalid
+
+NAMES = ("tensorflow.serving.PredictionService", "tensorflow.serving.ModelService")
+"""The services that the health service tells about."""
+
+Observe = Callable[[str, str, str, float, int], None]
+"""Told of each request: API, model, status ("OK", "NOT_FOUND" ...), microseconds, number of examples."""
+
+Record = Callable[[Any], None]
+"""Given the ``PredictionLog`` of each request that was answered."""
+
+_MOST_MESSAGE = 1024
+_PROFILER = "/tensorflow.ProfilerService/"
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+_log = logging.getLogger(__name__)
+
+
+def register(
+    server: Any,
+    models: Models,
+    *,
+    check_method_name: bool = False,
+    tensor_content: bool = False,
+    health: bool = False,
+    profiler: bool = False,
+    observe: Observe = lambda *_: None,
+    record: Record | None = None,
+) -> None:
+    """Add TensorFlow Serving's services to a gRPC server that is not started yet.
+
+    Args:
+        server: The ``grpc.Server``.
+        models: What is served.
+        check_method_name: Refuse to classify by a signature whose method is not classify, and so on.
+        tensor_content: Answer Predict in ``tensor_content`` and not in ``float_val`` and its like.
+        health: Add ``grpc.health.v1.Health``, SERVING from now on.
+        profiler: Add ``tensorflow.ProfilerService``. The first request to it starts TensorFlow's own profiler server,
+            which listens on another port, and on every interface.
+        observe: Told of each Predict, Classify, Regress and MultiInference.
+        record: Given the log of each of those that was answered.
+    """
+    predictions = _Predictions(models, check_method_name, tensor_content)
+    noted = {
+        method: functools.partial(_handle, answer, functools.partial(_note, method, log, observe, record))
+        for method, answer, log in (
+            ("Predict", predictions.predict, "predict_log"),
+            ("Classify", predictions.classify, "classify_log"),
+            ("Regress", predictions.regress, "regress_log"),
+            ("MultiInference", predictions.multi_inference, "multi_inference_log"),
+        )
+    }
+    metadata = functools.partial(_handle, predictions.metadata, _unnoted)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
+        SimpleNamespace(**noted, GetModelMetadata=metadata), server
+    )
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(
+        SimpleNamespace(
+            GetModelStatus=functools.partial(_handle, functools.partial(_statuses, models), _unnoted),
+            HandleReloadConfigRequest=functools.partial(_handle, functools.partial(_reload, models), _unnoted),
+        ),
+        server,
+    )
+    if health:
+        servicer = grpc_health.HealthServicer()
+        for name in NAMES:
+            servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    if profiler:
+        server.add_generic_rpc_handlers((_Profiler(),))
+
+
+@dataclass(frozen=True)
+class _Predictions:
+    """What PredictionService answers."""
+
+    models: Models
+    check_method_name: bool
+    tensor_content: bool
+
+    def predict(self, request: Any) -> Any:
+        with self._asked(request) as servable:
+            call = inference.predict_call(servable.signatures, request, check_method_name=self.check_method_name)
+            answers = servable.answer(call)
+            told = servable.signatures[call.signature].outputs
+        response = predict_pb2.PredictResponse()
+        _tell(response.model_spec, servable, call.signature)
+        for alias, array in answers.items():
+            proto = tensors.proto_of(array, as_content=self.tensor_content, number=told[alias].dtype)
+            response.outputs[alias].CopyFrom(proto)
+        return response
+
+    def classify(self, request: Any) -> Any:
+        response = classification_pb2.ClassificationResponse()
+        answers, count = self._by_examples(inference.classify_call, request, response)
+        response.result.CopyFrom(inference.classification(answers, count))
+        return response
+
+    def regress(self, request: Any) -> Any:
+        response = regression_pb2.RegressionResponse()
+        answers, count = self._by_examples(inference.regress_call, request, response)
+        response.result.CopyFrom(inference.regression(answers, count))
+        return response
+
+    def multi_inference(self, request: Any) -> Any:
+        response = inference_pb2.MultiInferenceResponse()
+        with _use(self.models, _spec_of(request)) as servable:
+            calls = inference.multi_calls(servable.signatures, request, check_method_name=self.check_method_name)
+            answers = [servable.answer(call) for call in calls]
+        for task, call, answer in zip(request.tasks, calls, answers, strict=True):
+            result = inference.multi_result(task.method_name, answer, len(call.inputs["inputs"]))
+            _tell(result.model_spec, servable, call.signature)
+            response.results.append(result)
+        return response
+
+    def metadata(self, request: Any) -> Any:
+        if not request.HasField("model_spec"):
+            raise invalid("Missing ModelSpec")
+        if not request.metadata_field:
+            raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
+        for field in request.metadata_field:
+            if field != "signature_def":
+                raise invalid(f"Metadata field {field} is not supported")
+        response = get_model_metadata_pb2.GetModelMetadataResponse()
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        with _use(self.models, request.model_spec) as servable:
+            _tell(response.model_spec, servable)
+            for key, signature in servable.signatures.items():
+                signatures.signature_def[key].CopyFrom(signature)
+        response.metadata["signature_def"].Pack(signatures)
+        return response
+
+    def _by_examples(self, call_of: Callable[..., Any], request: Any, response: Any) -> tuple[Any, int]:
+        with self._asked(request) as servable:
+            examples = inference.examples_of(request.input)
+            call = call_of(
+                servable.signatures,
+                request.model_spec.signature_name,
+                examples,
+                check_method_name=self.check_method_name,
+            )
+            answers = servable.answer(call)
+        _tell(response.model_spec, servable, call.signature)
+        return answers, len(examples)
+
+    def _asked(self, request: Any) -> AbstractContextManager[Servable]:
+        if not request.HasField("model_spec"):
+            raise invalid("Missing ModelSpec")
+        return _use(self.models, request.model_spec)
+
+
+def _use(models: Models, spec: Any) -> AbstractContextManager[Servable]:
+    if not spec.name:
+        raise invalid("ModelSpec has no name specified.")
+    match spec.WhichOneof("version_choice"):
+        case "version":
+            return models.use(spec.name, version=spec.version.value)
+        case "version_label":
+            return models.use(spec.name, label=spec.version_label)
+        case _:
+            return models.use(spec.name)
+
+
+def _tell(spec: Any, servable: Servable, signature: str = "") -> None:
+    """Fill in who answered."""
+    spec.name = servable.name
+    spec.version.value = servable.version
+    spec.signature_name = signature
+
+
+def _spec_of(request: Any) -> Any:
+    """Return a request's ``ModelSpec``; that of its first task, for a MultiInference."""
+    if isinstance(request, inference_pb2.MultiInferenceRequest):
+        request = request.tasks[0] if request.tasks else inference_pb2.InferenceTask()
+    return request.model_spec
+
+
+def _statuses(models: Models, request: Any) -> Any:
+    if not request.HasField("model_spec"):
+        raise invalid("Missing ModelSpec")
+    spec = request.model_spec
+    version = spec.version.value if spec.HasField("version") else None
+    response = get_model_status_pb2.GetModelStatusResponse()
+    for status in models.statuses(spec.name, version):
+        told = response.model_version_status.add(version=status.version, state=status.state)
+        told.status.SetInParent()
+        if status.problem is not None:
+            told.status.error_code = status.problem.code.number
+            told.status.error_message = status.problem.message
+    return response
+
+
+def _reload(models: Models, request: Any) -> Any:
+    if request.config.WhichOneof("config") != "model_config_list":
+        raise invalid(
+            "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is currently "
+            "supported"
+        )
+    models.reload(request.config)
+    response = model_management_pb2.ReloadConfigResponse()
+    response.status.SetInParent()
+    return response
+
+
+Note = Callable[[Any, Any, Refusal | None, float], None]
+
+
+def _handle(answer: Callable[[Any], Any], note: Note, request: Any, context: Any) -> Any:
+    """Answer one request; whatever goes wrong is a status of gRPC."""
+    began = time.perf_counter()
+    response, refusal = None, None
+    try:
+        if not context.is_active():  # it waited for a thread until nobody wanted it
+            raise Refusal(Code.CANCELLED, "The caller is gone.")
+        response = answer(request)
+    except Refusal as raised:
+        refusal = raised
+    except Exception as error:
+        _log.exception("a request was not answered")
+        refusal = Refusal(Code.INTERNAL, (str(error).strip() or type(error).__name__).splitlines()[0])
+    try:
+        note(request, response, refusal, (time.perf_counter() - began) * 1e6)
+    except Exception:
+        _log.exception("a request was not noted")
+    if refusal is not None:
+        context.abort(_CODES[refusal.code.number], _cut(refusal.message))
+    return response
+
+
+def _unnoted(request: Any, response: Any, refusal: Refusal | None, microseconds: float) -> None:
+    """TensorFlow Serving counts inferences only."""
+
+
+def _note(
+    api: str,
+    log: str,
+    observe: Observe,
+    record: Record | None,
+    request: Any,
+    response: Any,
+    refusal: Refusal | None,
+    microseconds: float,
+) -> None:
+    status = "OK" if refusal is None else refusal.code.name
+    observe(api, _spec_of(request).name, status, microseconds, _examples_in(request) if refusal is None else 0)
+    if record is not None and refusal is None:
+        entry = prediction_log_pb2.PredictionLog()
+        getattr(entry, log).request.CopyFrom(request)
+        getattr(entry, log).response.CopyFrom(response)
+        record(entry)
+
+
+def _examples_in(request: Any) -> int:
+    if isinstance(request, predict_pb2.PredictRequest):
+        return 0
+    return len(getattr(request.input, request.input.WhichOneof("kind")).examples)
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= _MOST_MESSAGE else message[:_MOST_MESSAGE] + "...TRUNCATED"
+
+
+class _Profiler:
+    """Hands the bytes of every call of ProfilerService to TensorFlow's profiler server, and its answer back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._channel: Any = None
+
+    def service(self, details: Any) -> Any:
+        """Return the handler of a method, as a ``grpc.GenericRpcHandler`` does."""
+        if not details.method.startswith(_PROFILER):
+            return None
+        forward = functools.partial(_handle, functools.partial(self._forward, details.method), _unnoted)
+        return grpc.unary_unary_rpc_method_handler(forward)
+
+    def _forward(self, method: str, request: bytes) -> Any:
+        with self._lock:
+            if self._channel is None:
+                self._channel = _channel_to(_start_profiler())
+        with _known_refusals():
+            return self._channel.unary_unary(method)(request)
+
+
+@contextlib.contextmanager
+def _known_refusals() -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise Refusal(Code[error.code().name], error.details()) from error
+
+
+def _channel_to(port: int) -> Any:
+    unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    return grpc.insecure_channel(f"127.0.0.1:{port}", options=[*unlimited, ("grpc.enable_http_proxy", 0)])
+
+
+def _start_profiler() -> int:
+    import tensorflow as tf
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    tf.profiler.experimental.server.start(port)
+    return port
