@@ -8,26 +8,38 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from tfdeploy_magic.commands.endpoint import Endpoint as Endpoint
+    from tfdeploy_magic.commands.export import export as export
     from tfdeploy_magic.commands.inspect import inspect as inspect
+    from tfdeploy_magic.commands.loadtest import loadtest as loadtest
+    from tfdeploy_magic.commands.predict import predict as predict
     from tfdeploy_magic.commands.quantize import quantize as quantize
+    from tfdeploy_magic.commands.serve import serve as serve
     from tfdeploy_magic.commands.tfdeploy import tfdeploy as tfdeploy
     from tfdeploy_magic.commands.tflite_convert import tflite_convert as tflite_convert
     from tfdeploy_magic.quantization.config import QuantizationConfig as QuantizationConfig
 
 __version__ = "0.1.0.dev0"
 __all__ = [
+    "Endpoint",
     "QuantizationConfig",
     "__version__",
+    "export",
     "inspect",
     "load_ipython_extension",
+    "loadtest",
+    "predict",
     "quantize",
+    "serve",
     "tfdeploy",
     "tflite_convert",
     "unload_ipython_extension",
 ]
+_VERBS = ("export", "inspect", "loadtest", "predict", "quantize", "serve", "tfdeploy", "tflite_convert")
 _HOMES = {
+    "Endpoint": "commands.endpoint",
     "QuantizationConfig": "quantization.config",
-    **{verb: f"commands.{verb}" for verb in ("inspect", "quantize", "tfdeploy", "tflite_convert")},
+    **{verb: f"commands.{verb}" for verb in _VERBS},
 }
 
 _loaded: dict[int, Any] = {}

@@ -117,7 +117,7 @@ def keep(
         if find(key) is None:  # nothing there, or something broken
             _move_over(partial, target)
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise unwritable(target, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     _drop_oldest(spare=target)
@@ -202,7 +202,7 @@ def check_writable(target: Path, *, force: bool) -> None:
     try:
         is_folder, exists, has_folder = target.is_dir(), target.exists(), target.parent.is_dir()
     except OSError as error:  # a closed folder on the way
-        raise _unwritable(target, error) from error
+        raise unwritable(target, error) from error
     if is_folder:
         raise OutputError(
             f"cannot write {target}",
@@ -225,7 +225,7 @@ def check_writable(target: Path, *, force: bool) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise unwritable(target, error) from error
 
 
 def write_whole(source: Path, target: Path, *, force: bool) -> None:
@@ -250,7 +250,7 @@ def write_whole(source: Path, target: Path, *, force: bool) -> None:
     except FileExistsError as error:
         raise _exists(target) from error
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise unwritable(target, error) from error
     finally:
         with contextlib.suppress(OSError):  # a read-only disk refuses even to look whether it is there
             partial.unlink(missing_ok=True)
@@ -283,16 +283,23 @@ def _exists(target: Path) -> OutputError:
     )
 
 
-def _unwritable(target: Path, error: OSError) -> OutputError:
+def unwritable(target: Path, error: OSError, option: str = " with -o") -> OutputError:
+    """Return the error for a place that the disk or the permissions refuse, in the system's own words.
+
+    Args:
+        target: What was to be written.
+        error: What the system said.
+        option: How another place is chosen, as the end of a sentence.
+    """
     cures = {
-        errno.ENOSPC: "Free some space, or choose another disk with -o.",
-        errno.EDQUOT: "Your quota is used up: free some space, or choose another disk with -o.",
-        errno.EACCES: "Choose a folder you may write to with -o.",
-        errno.EROFS: "Choose a folder you may write to with -o.",
+        errno.ENOSPC: f"Free some space, or choose another disk{option}.",
+        errno.EDQUOT: f"Your quota is used up: free some space, or choose another disk{option}.",
+        errno.EACCES: f"Choose a folder you may write to{option}.",
+        errno.EROFS: f"Choose a folder you may write to{option}.",
     }
     return OutputError(
         f"cannot write {target}",
         found=error.strerror or str(error),
         wanted="a place with room that you may write to",
-        cure=cures.get(error.errno or 0, "Choose another place with -o."),
+        cure=cures.get(error.errno or 0, f"Choose another place{option}."),
     )

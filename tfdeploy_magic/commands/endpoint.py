@@ -86,7 +86,7 @@ class Endpoint:
 
     def _quantized(self, signature: str) -> Signature | None:
         """Return a signature of the .tflite that is served, where it stores integers."""
-        lite = self.served.lite.signatures.get(signature) if self.served and self.served.lite else None
+        lite = self.served.lite.get(signature) if self.served and self.served.lite else None
         return lite if lite and any(spec.quantized for spec in (*lite.inputs, *lite.outputs)) else None
 
     def status(self) -> list[VersionStatus]:

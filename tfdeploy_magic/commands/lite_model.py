@@ -83,6 +83,10 @@ class LiteModel:
         """Every signature by its name."""
         return self.file.signatures
 
+    def source(self) -> Source | None:
+        """Return the model it was made of; None once that is gone."""
+        return self._source() if self._source is not None else None
+
     def predict(self, x: Any) -> npt.NDArray[Any] | Arrays:
         """Answer samples with LiteRT's interpreter, in a process of its own that stays warm.
 
@@ -124,7 +128,7 @@ class LiteModel:
             data = NamedData("x", x, labels=y, labels_name="y")
             samples = self._gather(data, folder / "in")
             task = judge.task(samples.labels, metric, PATIENCE_SECONDS)
-            source = self._source() if self._source is not None else None
+            source = self.source()
             if source is not None:
                 opened.callback(source.close)
             if source is not None and source.sha256 == self.provenance.source_sha256:

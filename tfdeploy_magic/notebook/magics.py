@@ -11,7 +11,16 @@ from traitlets import Bool
 from traitlets.config import Configurable
 
 from tfdeploy_magic import __version__, jobs
-from tfdeploy_magic.commands import inspect, quantize, tfdeploy, tflite_convert  # noqa: F401  (importing registers them)
+from tfdeploy_magic.commands import (  # noqa: F401  (importing registers them)
+    export,
+    inspect,
+    loadtest,
+    predict,
+    quantize,
+    serve,
+    tfdeploy,
+    tflite_convert,
+)
 from tfdeploy_magic.commands.declaration import COMMANDS, FromKernel, Named, Options, marker
 from tfdeploy_magic.errors import JobCancelled, TfdeployError
 from tfdeploy_magic.notebook import discovery, namespace

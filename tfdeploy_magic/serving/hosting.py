@@ -34,6 +34,7 @@ class Host:
         base_path: The folder of its versions.
         ours: Whether that folder is ours to clean up.
         in_kernel: Whether it runs in this process.
+        flags: What a person asked for besides, as they wrote it.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Host:
     url: str = ""
     grpc: str | None = None
     pid: int = 0
+    flags: str = ""
     notes: tuple[str, ...] = ()
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tfdeploy_magic.artifacts.evidence import Evidence, Finding
-from tfdeploy_magic.artifacts.models import LiteFile
+from tfdeploy_magic.artifacts.signature import Signature
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Served:
         request_file: Where a body lies that is too long to be shown.
         in_kernel: Whether the server runs in the kernel's own process.
         replaced: The version that it took over from; None where it is the first.
-        lite: The .tflite file that is served; None of a SavedModel.
+        lite: The signatures of the .tflite that is served, with scales and zero points; None of a SavedModel.
     """
 
     version: int
@@ -41,4 +41,4 @@ class Served:
     request_file: str | None = None
     in_kernel: bool = False
     replaced: int | None = None
-    lite: LiteFile | None = None
+    lite: Mapping[str, Signature] | None = None

@@ -34,12 +34,14 @@ class Source:
         value: The model, or the path of its file.
         how: The choices they made about it.
         worker: Where a file is opened; not used for a model in this process.
+        given: What they named, where that is more than the path it stands for.
     """
 
     name: str
     value: Any
     how: How
     worker: Worker
+    given: Any = None
 
     @functools.cached_property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -97,10 +99,11 @@ def open_source(value: object, name: str, how: How | None = None, worker: Worker
     Raises:
         NotAModel: No source knows it.
     """
+    given = value
     if isinstance(value, str | os.PathLike):
         value = files.path_of(os.fspath(value))
     _kind_of(value, name)
-    return Source(name, value, how or How(), worker or Worker())
+    return Source(name, value, how or How(), worker or Worker(), given)
 
 
 def _kind_of(value: object, name: str) -> ModuleType:

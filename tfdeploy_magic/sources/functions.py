@@ -28,6 +28,13 @@ def matches(value: object) -> bool:
     return _is_function(tf, value) or bool(_signatures(tf, value)) or _is_plain_module(tf, value)
 
 
+def names_of_signatures(value: Any) -> list[str]:
+    """Return the functions that a module or a loaded SavedModel offers by name; none of anything else."""
+    import tensorflow as tf
+
+    return [] if _is_function(tf, value) else list(_signatures(tf, value))
+
+
 def input_specs(value: Any, name: str, how: How) -> tuple[TensorSpec, ...]:
     """Return what the chosen signature takes."""
     _, function = _chosen(value, name, how)

@@ -65,26 +65,54 @@ def save_frozen(function: Any, signature: Signature, folder: Path, *, single_sam
 def save_with_variables(
     function: Any, signature: Signature, trackables: tuple[Any, ...], folder: Path
 ) -> SavedModelDir:
-    """Write a function with its variables and tables beside it; no copy of the weights is made in memory.
+    """Write a function with its variables and tables beside it; no copy of the weights is made in memory."""
+    size = save_signatures([(function, signature)], trackables, folder)
+    return SavedModelDir(folder, signature, size, frozen=False)
+
+
+def save_signatures(functions: Sequence[tuple[Any, Signature]], trackables: Sequence[Any], folder: Path) -> int:
+    """Write functions as the signatures of one SavedModel, what they share once, and return its bytes.
 
     ``tf.saved_model.save`` of a Keras 3 model itself would lose the variables (TFLiteConverter then answers NaN):
     here a plain module holds the variables TensorFlow's own way.
+
+    Args:
+        functions: Each ``tf.ConcreteFunction`` with flat inputs and outputs, and what they are called.
+        trackables: What owns their tables and other resources.
+        folder: Made when missing.
     """
     import tensorflow as tf
 
-    def by_name(*flat: Any) -> dict[str, Any]:
-        return dict(zip((spec.name for spec in signature.outputs), function(*flat), strict=True))
+    def named(function: Any, signature: Signature) -> Any:
+        def by_name(*flat: Any) -> dict[str, Any]:
+            return dict(zip((spec.name for spec in signature.outputs), function(*flat), strict=True))
 
-    specs = [
-        tf.TensorSpec(shape, spec.dtype, name=spec.name)
-        for shape, spec in zip((tf_shape(spec.shape) for spec in signature.inputs), signature.inputs, strict=True)
-    ]
+        specs = (tf.TensorSpec(tf_shape(spec.shape), spec.dtype, name=spec.name) for spec in signature.inputs)
+        return tf.function(by_name, autograph=False).get_concrete_function(*specs)
+
+    variables = {id(variable): variable for function, _ in functions for variable in function.graph.variables}
     holder = tf.Module()
-    holder.variables_of_the_model = list(function.graph.variables)
-    holder.resources_of_the_model = list(trackables)
-    named = tf.function(by_name, autograph=False).get_concrete_function(*specs)
-    tf.saved_model.save(holder, str(folder), signatures={signature.name: named})
-    return SavedModelDir(folder, signature, folder_size(folder), frozen=False)
+    holder.variables_of_the_model = list(variables.values())
+    holder.resources_of_the_model = _resources([function for function, _ in functions], trackables)
+    signatures = {signature.name: named(function, signature) for function, signature in functions}
+    tf.saved_model.save(holder, str(folder), signatures=signatures)
+    return folder_size(folder)
+
+
+def _resources(functions: Sequence[Any], trackables: Sequence[Any]) -> list[Any]:
+    """Return what of ``trackables`` some functions use; all of them where a table of theirs is not found in there.
+
+    A trained model held whole would bring its optimizer's variables along, twice the size of its own.
+    """
+    import tensorflow as tf
+
+    used = {id(table) for function in functions for table in _tables(function)}
+    if not used:
+        return []
+    held = [part for each in trackables for part in tf.train.TrackableView(each).descendants()]
+    kind = tf.saved_model.experimental.TrackableResource
+    found = {id(part.resource_handle): part for part in held if isinstance(part, kind)}
+    return [found[handle] for handle in used] if used <= found.keys() else list(trackables)
 
 
 def files_in(folder: Path) -> dict[str, int]:
@@ -130,11 +158,16 @@ def signature_of(name: str, proto: Any) -> Signature:
 
 def has_resources(function: Any) -> bool:
     """Whether a function uses tables, changes its variables or draws from a generator: freezing would lose that."""
+    return bool(_tables(function)) or changes_variables(function.graph.as_graph_def())
+
+
+def _tables(function: Any) -> list[Any]:
+    """Return the handles of what a function uses that is no variable."""
     import tensorflow as tf
 
     known = {id(variable.handle) for variable in function.graph.variables}
-    tables = any(captured.dtype == tf.resource and id(captured) not in known for captured, _ in function.graph.captures)
-    return tables or changes_variables(function.graph.as_graph_def())
+    captured = (handle for handle, _ in function.graph.captures if handle.dtype == tf.resource)
+    return [handle for handle in captured if id(handle) not in known]
 
 
 def changes_variables(graph_def: Any) -> bool:
@@ -278,14 +311,12 @@ def tables(function: Any) -> bytes:
 
     every = nodes(function.graph.as_graph_def())
     kinds = {(node.attr["Tin"].type, node.attr["Tout"].type) for node in every if node.op == "LookupTableFindV2"}
-    known = {id(variable.handle) for variable in function.graph.variables}
     found = []
-    for handle, _ in function.graph.captures:
-        if handle.dtype == tf.resource and id(handle) not in known:
-            for keys, values in kinds:
-                with contextlib.suppress(tf.errors.InvalidArgumentError):  # a table of other kinds
-                    columns = tf.raw_ops.LookupTableExportV2(table_handle=handle, Tkeys=keys, Tvalues=values)
-                    found.append(sorted(zip(*(column.numpy().ravel().tolist() for column in columns), strict=True)))
+    for handle in _tables(function):
+        for keys, values in kinds:
+            with contextlib.suppress(tf.errors.InvalidArgumentError):  # a table of other kinds
+                columns = tf.raw_ops.LookupTableExportV2(table_handle=handle, Tkeys=keys, Tvalues=values)
+                found.append(sorted(zip(*(column.numpy().ravel().tolist() for column in columns), strict=True)))
     return repr(found).encode()
 
 

@@ -159,7 +159,7 @@ class _SavedModel:
         meta = graphs.served(proto.meta_graphs)
         self.tags = tuple(meta.meta_info_def.tags)
         if not how.trust:
-            _refuse_touching(touching(meta), name)
+            refuse_touching(touching(meta), name)
         found = {key: proto for key, proto in graphs.declared(meta).items() if proto.inputs and proto.outputs}
         key = _pick_signature(list(found), name, how)
         self.graph_def = graphs.reachable(meta.graph_def, [info.name for info in found[key].outputs.values()])
@@ -347,7 +347,7 @@ def _open_graph(path: Path, name: str, how: How) -> TracedModel:
             cure="Is it a SavedModel? Then name its directory. Was it written to its end?",
         ) from error
     if not how.trust:
-        _refuse_touching(_touching(graph_def), name)
+        refuse_touching(_touching(graph_def), name)
     variables = sorted({node.op for node in graph_def.node if node.op in graphs.VARIABLE_OPS})
     if variables:
         raise InputError(
@@ -468,7 +468,12 @@ def _touches(node: Any, files_of_its_own: Set[str]) -> bool:
     return known is not None and known.is_stateful and not _ONLY_STATE.fullmatch(node.op)
 
 
-def _refuse_touching(found: Sequence[str], name: str) -> None:
+def refuse_touching(found: Sequence[str], name: str) -> None:
+    """Refuse a model that holds operations which touch the machine, by these names.
+
+    Raises:
+        InputError: There are any.
+    """
     if found:
         raise InputError(
             f"{name} touches the machine it runs on",

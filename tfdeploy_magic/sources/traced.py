@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,15 +85,7 @@ class TracedModel:
             ModelNotReady: It has such a loop and is too large to be frozen, closes over tensors that are too large
                 for any graph, or uses a table that nobody owns.
         """
-        constants = sum(map(graphs.nbytes, graphs.constants(self.function)))
-        if constants > PROTOBUF_LIMIT:
-            raise ModelNotReady(
-                f"{self.name} closes over tensors that are too large for a graph",
-                found=f"{constants / 1e9:.1f} GB of constants",
-                wanted="less than 1.9 GB",
-                cure="Make each large one a tf.Variable of the model: tf.Variable(value, trainable=False).",
-            )
-        size = constants + sum(map(graphs.nbytes, self.function.graph.variables))
+        size = self._constants() + sum(map(graphs.nbytes, self.function.graph.variables))
         if single_sample and size > PROTOBUF_LIMIT:
             raise ModelNotReady(
                 f"{self.name} is too large to be frozen with its loop",
@@ -102,18 +94,20 @@ class TracedModel:
                 cure="Build its recurrent layers with unroll=True, or the model with a fixed batch size.",
             )
         if not single_sample and (size > FREEZE_LIMIT or graphs.has_resources(self.function)):
-            try:
-                return graphs.save_with_variables(self.function, self.signature, self.trackables, folder)
-            except AssertionError as error:
-                if "untracked" not in str(error):
-                    raise
-                raise ModelNotReady(
-                    f"{self.name} uses a table or another resource that nobody owns",
-                    found="a function that refers to it from outside",
-                    wanted="a tf.Module that holds both",
-                    cure="Make it an attribute of a tf.Module, the function its @tf.function method, and name that.",
-                ) from error
+            return SavedModelDir(folder, self.signature, save_together([self], folder), frozen=False)
         return graphs.save_frozen(self.function, self.signature, folder, single_sample=single_sample)
+
+    def _constants(self) -> int:
+        """Return the bytes of the tensors it closes over, and refuse those that no graph can hold."""
+        constants = sum(map(graphs.nbytes, graphs.constants(self.function)))
+        if constants > PROTOBUF_LIMIT:
+            raise ModelNotReady(
+                f"{self.name} closes over tensors that are too large for a graph",
+                found=f"{constants / 1e9:.1f} GB of constants",
+                wanted="less than 1.9 GB",
+                cure="Make each large one a tf.Variable of the model: tf.Variable(value, trainable=False).",
+            )
+        return constants
 
     def route(self, saved: SavedModelDir) -> tuple[str, ...]:
         """Say how ``saved`` came from it."""
@@ -136,28 +130,8 @@ class TracedModel:
         Raises:
             UserCodeError: The model raised.
         """
-        arrays = samples.open()
-        inputs = [arrays[spec.name] for spec in self.signature.inputs]
-        fixed = self.signature.fixed_batch
-        names = [spec.name for spec in self.signature.outputs]
-
-        def batches(batch: int) -> Iterator[list[npt.NDArray[Any]]]:
-            for start in range(0, samples.count, batch):
-                part = [np.ascontiguousarray(array[start : start + batch]) for array in inputs]
-                count = len(part[0])
-                if fixed:  # a batch size fixed in the graph: fill up, then cut
-                    part = [first_rows(array, batch) for array in part]
-                answers = self._asked(part)
-                if start == 0 and batch > 1 and not fixed and not all(has_rows(answer, count) for answer in answers):
-                    yield from batches(1)
-                    return
-                rows = zip(answers, names, strict=True)
-                yield [as_rows(answer, len(part[0]), name)[:count] for answer, name in rows]
-                report.fraction((start + count) / samples.count)
-
         with self._left_as_it_was():
-            columns = list(zip(*batches(fixed or rows_at_a_time(inputs, BATCH_SIZE)), strict=True))
-        return {spec.name: np.concatenate(column) for spec, column in zip(self.signature.outputs, columns, strict=True)}
+            return in_batches(self._asked, self.signature, samples, report)
 
     def latency(self, samples: SampleSet, report: Report) -> Latency:
         """Time the traced function on one sample in this process, TensorFlow choosing its own threads."""
@@ -199,3 +173,69 @@ class TracedModel:
         finally:
             for variable, value in zip(changed, before, strict=True):
                 variable.assign(value)
+
+
+def save_together(models: Sequence[TracedModel], folder: Path) -> int:
+    """Write models as the signatures of one SavedModel, their variables, tables and assets beside it.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        ModelNotReady: One closes over tensors that are too large for any graph, or uses a table that nobody owns.
+    """
+    for model in models:
+        model._constants()
+    functions = [(model.function, model.signature) for model in models]
+    owners = {id(owner): owner for model in models for owner in model.trackables}
+    try:
+        return graphs.save_signatures(functions, list(owners.values()), folder)
+    except AssertionError as error:
+        if "untracked" not in str(error):
+            raise
+        raise ModelNotReady(
+            f"{models[0].name} uses a table or another resource that nobody owns",
+            found="a function that refers to it from outside",
+            wanted="a tf.Module that holds both",
+            cure="Make it an attribute of a tf.Module, the function its @tf.function method, and name that.",
+        ) from error
+
+
+def in_batches(
+    ask: Callable[[list[npt.NDArray[Any]]], list[npt.NDArray[Any]]],
+    signature: Signature,
+    samples: SampleSet,
+    report: Report,
+) -> Arrays:
+    """Answer every sample, many at a time where the model allows that.
+
+    Args:
+        ask: Flat input arrays in, flat output arrays out.
+        signature: What they are called.
+        samples: An array for each input, by its name.
+        report: Told of the progress.
+
+    Returns:
+        Output name -> array of shape ``[count, ...]``.
+    """
+    arrays = samples.open()
+    inputs = [arrays[spec.name] for spec in signature.inputs]
+    fixed = signature.fixed_batch
+    names = [spec.name for spec in signature.outputs]
+
+    def batches(batch: int) -> Iterator[list[npt.NDArray[Any]]]:
+        for start in range(0, samples.count, batch):
+            part = [np.ascontiguousarray(array[start : start + batch]) for array in inputs]
+            count = len(part[0])
+            if fixed:  # a batch size fixed in the graph: fill up, then cut
+                part = [first_rows(array, batch) for array in part]
+            answers = ask(part)
+            if start == 0 and batch > 1 and not fixed and not all(has_rows(answer, count) for answer in answers):
+                yield from batches(1)
+                return
+            rows = zip(answers, names, strict=True)
+            yield [as_rows(answer, len(part[0]), name)[:count] for answer, name in rows]
+            report.fraction((start + count) / samples.count)
+
+    columns = list(zip(*batches(fixed or rows_at_a_time(inputs, BATCH_SIZE)), strict=True))
+    return {spec.name: np.concatenate(column) for spec, column in zip(signature.outputs, columns, strict=True)}

@@ -139,7 +139,7 @@ def _rows(file: LiteFile, evidence: Evidence, provenance: Provenance) -> list[_R
 
 
 def _facts(file: LiteFile, evidence: Evidence, provenance: Provenance) -> list[tuple[str, str]]:
-    facts = [("parity", _parity(evidence))]
+    facts = [("parity", parity(evidence))]
     if provenance.calibration:
         facts.append(("calibrated", f"on {provenance.calibration}"))
     if provenance.test:
@@ -170,7 +170,8 @@ def _timed(latency: Latency) -> str:
     return f"{samples} at a time, {threads} in LiteRT, TensorFlow's own choice in the kernel"
 
 
-def _parity(evidence: Evidence) -> str:
+def parity(evidence: Evidence) -> str:
+    """Return how far a model's answers are from its source's, in one line."""
     if evidence.snr_db is None or evidence.max_abs_error is None or evidence.mean_abs_error is None:
         return "not measured"
     agreement = f", same top class {words.share(evidence.agreement)}" if evidence.agreement is not None else ""

@@ -124,7 +124,7 @@ def text(found: Inspection) -> str:
     """Return the card as plain text."""
     lines = [f"{_title(found)}: {found.description}"]
     if found.inputs or found.outputs:
-        lines += ["", *pieces.plain_table(_doors(found))]
+        lines += ["", *pieces.plain_table(doors(found.signatures))]
     lines += ["", *pieces.plain_facts(_facts(found))]
     if found.layers:
         lines += ["", *pieces.plain_table(_layers(found))]
@@ -142,7 +142,7 @@ def html(found: Inspection) -> str:
         f"what is in {_title(found)}",
         (
             pieces.heading(_title(found), pieces.escape(found.description)),
-            pieces.table(*_doors(found)) if found.inputs or found.outputs else "",
+            pieces.table(*doors(found.signatures)) if found.inputs or found.outputs else "",
             _figure(found),
             *map(pieces.finding, found.findings),
             pieces.facts(_facts(found)),
@@ -167,11 +167,11 @@ def _title(found: Inspection) -> str:
     return _short(words.path(Path(found.name)) if found.path is not None else found.name)
 
 
-def _doors(found: Inspection) -> list[tuple[str, ...]]:
+def doors(signatures: Mapping[str, Signature]) -> list[tuple[str, ...]]:
     """Return the inputs and outputs of all signatures, below the titles of the columns; empty columns are left out."""
-    several = len(found.signatures) > 1
+    several = len(signatures) > 1
     rows = [("name", "is", "type", "quantized as", "signature")]
-    for signature in found.signatures.values():
+    for signature in signatures.values():
         of = _short(signature.name) if several else ""
         for direction, specs in (("input", signature.inputs), ("output", signature.outputs)):
             for spec in specs:
