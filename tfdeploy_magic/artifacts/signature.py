@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,11 @@ class TensorSpec:
     def quantized(self) -> bool:
         """Whether stored integers stand for real numbers."""
         return self.scale != 0.0
+
+    @property
+    def as_real(self) -> TensorSpec:
+        """What people hand over and get: real numbers, whatever is stored."""
+        return replace(self, dtype="float32") if self.quantized else self
 
     @property
     def is_text(self) -> bool:

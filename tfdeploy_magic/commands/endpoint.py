@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tfdeploy_magic.artifacts.signature import Signature
 from tfdeploy_magic.errors import ServingError, TfdeployError
-from tfdeploy_magic.serving import hosting, state
-from tfdeploy_magic.serving.calls import VersionStatus
-from tfdeploy_magic.serving.client import Client, Metrics, Over
-from tfdeploy_magic.serving.served import Served
+
+if TYPE_CHECKING:
+    from tfdeploy_magic.serving.calls import VersionStatus
+    from tfdeploy_magic.serving.client import Client, Metrics, Over
+    from tfdeploy_magic.serving.served import Served
 
 GLANCE_SECONDS = 1.0
 """How long a card waits for the server to say how it is."""
@@ -37,6 +38,8 @@ class Endpoint:
     @cached_property
     def client(self) -> Client:
         """What asks the server; it keeps connections open, and may be used from many threads."""
+        from tfdeploy_magic.serving.client import Client
+
         return Client(self.url, grpc=self.grpc)
 
     @property
@@ -108,6 +111,8 @@ class Endpoint:
         Raises:
             ServingError: It is none of this user's on this machine.
         """
+        from tfdeploy_magic.serving import hosting, state
+
         self.client.close()
         host = next((host for host in hosting.hosts.values() if host.model_url == self.url), None)
         if host is not None:
@@ -125,6 +130,8 @@ class Endpoint:
 
     def glance(self) -> tuple[list[VersionStatus], Metrics | None]:
         """Return the state of its versions and its metrics now; nothing where the server does not answer at once."""
+        from tfdeploy_magic.serving.client import Client
+
         with Client(self.url, timeout=GLANCE_SECONDS) as client:
             try:
                 return client.status(), client.metrics()

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
@@ -18,10 +18,11 @@ from tfdeploy_magic.commands.model_options import value_and_name
 from tfdeploy_magic.errors import NameNotFound
 from tfdeploy_magic.jobs import Report, Worker
 from tfdeploy_magic.jobs.progress import Listener
-from tfdeploy_magic.serving.export import ExportedVersion
-from tfdeploy_magic.serving.export import export as write
 from tfdeploy_magic.sources import How, Source, files
 from tfdeploy_magic.sources.samples import NamedData
+
+if TYPE_CHECKING:
+    from tfdeploy_magic.serving.export import ExportedVersion
 
 
 def _number(value: object) -> object:
@@ -181,6 +182,8 @@ def write_version(
         report: Told of the progress.
         test: Samples to compare what was written with the model on.
     """
+    from tfdeploy_magic.serving.export import export as write  # loading the extension has no need of it
+
     return write(
         source,
         base_path,

@@ -196,8 +196,7 @@ class LiteModel:
         )
 
     def _gather(self, data: NamedData, folder: Path) -> SampleSet:
-        # People hand over real numbers; the session quantizes them by the file's own scale.
-        specs = [replace(spec, dtype="float32") if spec.quantized else spec for spec in self.inputs]
+        specs = [spec.as_real for spec in self.inputs]  # the session quantizes them by the file's own scale
         return gather(data, specs, folder, role="test", limit=None, seconds=PATIENCE_SECONDS, report=Report(silent))
 
     def __fspath__(self) -> str:

@@ -16,11 +16,10 @@ from tfdeploy_magic.commands.predict import AskOptions
 from tfdeploy_magic.errors import DataError, NameNotFound
 from tfdeploy_magic.jobs import Report
 from tfdeploy_magic.jobs.progress import Listener
-from tfdeploy_magic.serving import load
-from tfdeploy_magic.serving.load import Load, Saturation
 from tfdeploy_magic.sources.samples import arrays_of
 
 if TYPE_CHECKING:
+    from tfdeploy_magic.serving.load import Load, Saturation
     from tfdeploy_magic.views.figures import Figure
 
 DIFFERENT = 64
@@ -121,6 +120,8 @@ def loadtest(options: LoadTest, progress: Listener) -> LoadTested:
         ServerUnreachable: Nothing answers at the address.
         RequestRefused: The server refuses the first request.
     """
+    from tfdeploy_magic.serving import load  # loading the extension has no need of it
+
     report = Report(progress)
     report.stage("asking once")
     door = options.source()

@@ -11,7 +11,6 @@ from tfdeploy_magic.commands.endpoint import Endpoint
 from tfdeploy_magic.errors import DataError
 from tfdeploy_magic.jobs import Report
 from tfdeploy_magic.jobs.progress import Listener
-from tfdeploy_magic.serving.client import Client
 from tfdeploy_magic.sources.samples import NamedData
 
 
@@ -30,8 +29,6 @@ class AskOptions(Options):
     def opened(self) -> Endpoint:
         """Return the endpoint, also where a person gave an address."""
         found = self.endpoint.value if isinstance(self.endpoint, Named) else self.endpoint
-        if isinstance(found, Client):
-            return Endpoint(found.url)
         return Endpoint(found) if isinstance(found, str) else found
 
     @property

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import orjson
 from pydantic import Field, model_validator
 
 from tfdeploy_magic.artifacts.evidence import Finding
@@ -56,6 +55,10 @@ class Serve(ExportOptions):
     in_kernel: bool = Field(False, description="serve from the kernel's own process, busy when the kernel is")
     gpu: bool = Field(False, description="use GPUs")
     flags: str = Field("", description="more flags of tfdeploy-serve, which are tensorflow_model_server's, in quotes")
+
+    def data_to_find(self) -> tuple[str, ...]:
+        """Test data: what a server answers is compared with the model, also where that is copied as it is."""
+        return ("test",)
 
     def server_flags(self) -> list[str]:
         """Return what was asked for besides the model, as flags of the server."""
@@ -202,6 +205,8 @@ def _compared(
     file = None
     if len(request) > LONG:
         file = str(_write_request(endpoint.name, request))
+    findings = tuple(finding for finding in exported.findings if finding.code not in ("not-measured", "copied", "lite"))
+    served = replace(served, findings=findings)
     return replace(served, parity=parity.evidence, tested=parity.tested, request=request, request_file=file)
 
 
@@ -217,6 +222,8 @@ def _request(inputs: Arrays) -> str:
 def _plain(array: Any) -> list[Any]:
     if array.dtype.kind in "SO":
         return [_text(value) for value in array.ravel()] if array.ndim == 1 else [_plain(row) for row in array]
+    import orjson
+
     # As short as the number can be told: 0.1 and not 0.10000000149011612.
     return list(orjson.loads(orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)))
 

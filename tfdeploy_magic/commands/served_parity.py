@@ -66,9 +66,8 @@ def compare(
     model = exported.model or source.model
     signature = model.signature
     report.stage("reading test data")
-    samples = gather(
-        test, signature.inputs, folder / "in", role="test", limit=SAMPLES, seconds=PATIENCE_SECONDS, report=report
-    )
+    specs = [spec.as_real for spec in signature.inputs]
+    samples = gather(test, specs, folder / "in", role="test", limit=SAMPLES, seconds=PATIENCE_SECONDS, report=report)
     first = {name: np.array(array[:1]) for name, array in samples.open().items()}
     if any(finding.code in measure.INCOMPARABLE for finding in (*model.findings, *exported.findings)):
         return Parity({}, None, first)

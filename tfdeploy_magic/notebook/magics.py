@@ -130,10 +130,10 @@ class TFDeployMagics(Configurable):
         if line.variable is not None:
             self.shell.user_ns[line.variable] = result
         with contextlib.suppress(KeyboardInterrupt):  # while figures are drawn: the work itself is done
-            if result is None:
-                stage.clear()
-            else:
+            if hasattr(result, "_repr_mimebundle_"):
                 stage.show(result)
+            else:  # a plain value, an array of answers: IPython shows it as any other
+                stage.clear()
         return result
 
     def _resolved(self, parser: CommandParser, values: dict[str, Any]) -> Options:

@@ -6,10 +6,11 @@ waits for company: whatever arrived while the model was busy is run together, if
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,22 +25,24 @@ Run = Callable[[Call], Arrays]
 Key = tuple[Any, ...]
 Batched = Callable[[Sequence[int], int, Sequence[float]], None]
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Rules:
     """How calls are put together; the names and defaults are those of ``BatchingParameters``.
 
     Args:
-        max_batch_size: Rows in one run, at the most.
+        max_batch_size: Rows of one call, and in one run, at the most.
         batch_timeout_micros: How long the first call of a batch waits for others.
-        max_enqueued_batches: Batches that may wait; more are refused.
+        max_enqueued_batches: Batches that may wait for each signature; more are refused.
         num_batch_threads: Batches that run at once.
         allowed_batch_sizes: Sizes that a batch is filled up to; any size where empty.
-        pad_variable_length_inputs: Fill shorter inputs up with zeros, so that they go together.
+        pad_variable_length_inputs: Fill shorter inputs up with their first number, so that they go together.
         enable_large_batch_splitting: Run a call that is larger than a batch in parts.
         max_execution_batch_size: Rows in one run where large calls are split; ``max_batch_size`` where 0.
-        every_call: Whether every call takes part, as TensorFlow Serving has it; otherwise only those of which it is
-            known that their rows are independent.
+        every_call: Whether every call takes part and too many are refused, as TensorFlow Serving has it; otherwise
+            only those take part of which it is known that their rows are independent, and none is refused.
     """
 
     max_batch_size: int = 1000
@@ -64,19 +67,39 @@ class _Waiting:
 
     call: Call
     rows: int
-    key: Key | None
-    future: Future[Arrays]
+    future: Future[Arrays] = field(default_factory=Future)
     since: float = field(default_factory=time.perf_counter)
 
 
+@dataclass(eq=False)
+class _Batch:
+    """Calls that are run together."""
+
+    calls: list[_Waiting]
+    rows: int
+
+    @property
+    def since(self) -> float:
+        """When its first call came."""
+        return self.calls[0].since
+
+
+@dataclass(eq=False)
+class _Queue:
+    """The batches of calls that may go together, the last of them still open; or one call that goes alone."""
+
+    alone: bool
+    batches: deque[_Batch] = field(default_factory=deque)
+
+
 class Batcher:
-    """The queue of one servable, and the threads that empty it.
+    """The queues of one servable, and the threads that empty them.
 
     Args:
         run: Answers one call.
         rules: How calls are put together.
         independent: Whether the rows of a call may be run beside those of others.
-        batched: Told of each batch: the rows of each call in it, all rows that were run, and how many microseconds each
+        batched: Told of each run: the rows of each call in it, all rows that were run, and how many microseconds each
             call waited.
     """
 
@@ -88,10 +111,9 @@ class Batcher:
         batched: Batched,
     ) -> None:
         self._run, self._rules, self._independent, self._batched = run, rules, independent, batched
-        self._queue: deque[_Waiting] = deque()
-        self._rows = 0
-        self._together = False
+        self._queues: dict[Key, _Queue] = {}  # the one whose turn is next comes first
         self._changed = threading.Condition()
+        self._busy = False
         self._closed = False
         self._threads: list[threading.Thread] = []
 
@@ -101,24 +123,15 @@ class Batcher:
         Raises:
             Refusal: The queue is full, the call can never be batched, or the version is being unloaded.
         """
-        rules = self._rules
         key, rows = self._key_of(call)
-        if key is not None and rows > rules.max_batch_size and not rules.enable_large_batch_splitting:
-            if rules.every_call:
-                raise invalid(f"Task size {rows} is larger than maximum input batch size {rules.max_batch_size}")
-            key = None
-        waiting = _Waiting(call, rows, key, Future())
+        waiting = _Waiting(call, rows)
         with self._changed:
             if self._closed:
                 raise Refusal(Code.UNAVAILABLE, "the version is being unloaded")
-            if self._rows and self._rows + rows > rules.max_enqueued_batches * rules.max_batch_size:
-                raise Refusal(
-                    Code.UNAVAILABLE, "The batch scheduling queue to which this task was submitted is full; "
-                    f"currently_enqueued_batches: {-(-self._rows // rules.max_batch_size)}, "
-                    f"max_enqueued_batches: {rules.max_enqueued_batches}"
-                )  # fmt: skip
-            self._queue.append(waiting)
-            self._rows += rows
+            if key is None:
+                self._queues[(waiting,)] = _Queue(True, deque([_Batch([waiting], rows)]))
+            else:
+                self._enqueue(key, waiting)
             self._start_threads()
             self._changed.notify()
         return waiting.future
@@ -129,22 +142,34 @@ class Batcher:
             self._closed = True
             self._changed.notify_all()
         for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join()
+            thread.join()
 
     def _key_of(self, call: Call) -> tuple[Key | None, int]:
         """Return what calls must have in common to go together, None where this one goes alone, and its rows."""
+        rules = self._rules
         sizes = {array.shape[0] if array.ndim else None for array in call.inputs.values()}
         rows = sizes.pop() if len(sizes) == 1 else None
-        if rows is None and self._rules.every_call:
-            raise invalid("Batching session Run() input tensors must have equal 0th-dimension size")
-        if not rows or not (self._rules.every_call or self._independent(call)):
+        if rules.every_call:
+            _check_rows(call, rows, rules.max_batch_size)
+        elif not (rows and rows <= rules.most_rows and self._independent(call)):
             return None, rows or 1
-        padded = self._rules.pad_variable_length_inputs
+        if not rows:
+            return None, 1
+        padded = rules.pad_variable_length_inputs
         shapes = tuple(
             (name, array.dtype.str, array.ndim if padded else array.shape[1:]) for name, array in call.inputs.items()
         )
         return (call.signature, call.outputs, shapes), rows
+
+    def _enqueue(self, key: Key, waiting: _Waiting) -> None:
+        batches = self._queues[key].batches if key in self._queues else deque()
+        if not batches or batches[-1].rows + waiting.rows > self._rules.most_rows:
+            if self._rules.every_call:
+                _check_room(batches, waiting.rows, self._rules)
+            batches.append(_Batch([], 0))
+        batches[-1].calls.append(waiting)
+        batches[-1].rows += waiting.rows
+        self._queues.setdefault(key, _Queue(False, batches))
 
     def _start_threads(self) -> None:
         if not self._threads:  # a servable that is only ever answered inline has none
@@ -156,126 +181,174 @@ class Batcher:
                 thread.start()
 
     def _work(self) -> None:
-        while (batch := self._next_batch()) is not None:
-            if batch:  # those who asked may all have given up
-                self._answer(batch)
+        while (taken := self._next()) is not None:
+            alone, batch = taken
+            try:
+                self._answer(alone, [w for w in batch.calls if w.future.set_running_or_notify_cancel()])
+            except Exception as error:  # whoever waits must hear of it, and the thread goes on
+                _log.exception("a batch was not answered")
+                for waiting in batch.calls:
+                    if not waiting.future.done():
+                        waiting.future.set_exception(error)
             with self._changed:
-                if not batch or batch[0].key is not None:
-                    self._together = False
-                    self._changed.notify()
+                self._busy = self._busy and alone
+            del taken, batch  # nothing is kept while this thread waits
 
-    def _next_batch(self) -> list[_Waiting] | None:
-        """Wait for calls; None when the queue is closed and empty."""
+    def _next(self) -> tuple[bool, _Batch] | None:
+        """Wait for a batch, and whether it is a call that goes alone; None when all is closed and answered."""
         with self._changed:
-            while True:
-                while (first := self._first()) is None:
-                    if self._closed and not self._queue:
-                        return None
-                    self._changed.wait()
-                left = first.since + self._rules.batch_timeout_micros / 1e6 - time.perf_counter()
-                full = sum(w.rows for w in self._queue if w.key == first.key) >= self._rules.max_batch_size
-                if first.key is None or left <= 0 or full or self._closed:
-                    return self._take(first)
-                self._changed.wait(left)
+            while self._queues or not self._closed:
+                now = time.perf_counter()
+                for key, queue in self._queues.items():
+                    if self._due(queue) <= now:
+                        return queue.alone, self._take(key, queue)
+                due = min(map(self._due, self._queues.values()), default=float("inf"))
+                self._changed.wait(None if due == float("inf") else due - now)
+            self._changed.notify_all()
+            return None
 
-    def _first(self) -> _Waiting | None:
-        """Return the call whose turn it is.
+    def _due(self, queue: _Queue) -> float:
+        """Return when a queue's first batch may be run.
 
         Without batching parameters only one batch runs at a time: two would be smaller, and share the same cores.
         """
-        return next((waiting for waiting in self._queue if waiting.key is None or not self._together), None)
+        first = queue.batches[0]
+        if queue.alone:
+            return 0.0
+        if self._busy:
+            return float("inf")
+        if len(queue.batches) > 1 or first.rows >= self._rules.most_rows or self._closed:
+            return 0.0
+        return first.since + self._rules.batch_timeout_micros / 1e6
 
-    def _take(self, first: _Waiting) -> list[_Waiting]:
-        taken, rows = [first], first.rows
-        if first.key is not None:
-            self._together = not self._rules.every_call
-            for waiting in self._queue:
-                if waiting.key == first.key and waiting is not first and rows + waiting.rows <= self._rules.most_rows:
-                    taken.append(waiting)
-                    rows += waiting.rows
-        for waiting in taken:
-            self._queue.remove(waiting)
-        self._rows -= rows
-        if self._queue:
+    def _take(self, key: Key, queue: _Queue) -> _Batch:
+        batch = queue.batches.popleft()
+        del self._queues[key]
+        if queue.batches:
+            self._queues[key] = queue  # behind the others
+        self._busy = self._busy or not (queue.alone or self._rules.every_call)
+        if self._queues:
             self._changed.notify()  # there is more for another thread
-        return [waiting for waiting in taken if waiting.future.set_running_or_notify_cancel()]
+        return batch
 
-    def _answer(self, batch: list[_Waiting]) -> None:
-        waits = [(time.perf_counter() - waiting.since) * 1e6 for waiting in batch]
-        if batch[0].key is None:
-            _settle(batch[0], self._run)
+    def _answer(self, alone: bool, calls: list[_Waiting]) -> None:
+        if alone or len(calls) == 1:
+            for waiting in calls:
+                self._answer_one(alone, waiting)
             return
-        rows = sum(waiting.rows for waiting in batch)
+        if not calls:
+            return  # those who asked have all given up
+        began = time.perf_counter()
+        rows = [waiting.rows for waiting in calls]
         try:
-            whole = batch[0].call if len(batch) == 1 else _merged([waiting.call for waiting in batch])
-            answers, filled = self._run_in_parts(whole, rows)
-        except Exception as error:
-            if len(batch) == 1:
-                batch[0].future.set_exception(error)
-            for waiting in batch if len(batch) > 1 else ():  # one bad call must not cost the others their answers
-                _settle(waiting, self._run)
+            answers, ran = self._run_in_parts(_merged([waiting.call for waiting in calls]), sum(rows))
+        except Exception:  # one bad call must not cost the others their answers
+            for waiting in calls:
+                self._answer_one(alone, waiting)
             return
-        self._batched([waiting.rows for waiting in batch], rows + filled, waits)
+        self._batched(rows, sum(ran), [(began - waiting.since) * 1e6 for waiting in calls])
         start = 0
-        for waiting in batch:
+        for waiting in calls:
             waiting.future.set_result({name: answer[start : start + waiting.rows] for name, answer in answers.items()})
             start += waiting.rows
 
-    def _run_in_parts(self, call: Call, rows: int) -> tuple[Arrays, int]:
-        """Run a batch, in parts where it is larger than one run may be; also return the rows that filled it up."""
-        most, parts, filled = self._rules.most_rows, [], 0
+    def _answer_one(self, alone: bool, waiting: _Waiting) -> None:
+        waited = (time.perf_counter() - waiting.since) * 1e6
+        try:
+            if alone or not self._rules.every_call:
+                answers, ran = self._run(waiting.call), [] if alone else [waiting.rows]
+            else:
+                answers, ran = self._run_in_parts(waiting.call, waiting.rows)
+        except Exception as error:
+            waiting.future.set_exception(error)
+            return
+        for part, size in enumerate(ran):
+            left = waiting.rows - part * self._rules.most_rows
+            self._batched([min(left, self._rules.most_rows)], size, [waited])
+        waiting.future.set_result(answers)
+
+    def _run_in_parts(self, call: Call, rows: int) -> tuple[Arrays, list[int]]:
+        """Run a batch, in parts where it is larger than one run may be; also return the rows of each run."""
+        most, parts, ran = self._rules.most_rows, [], []
         for start in range(0, rows, most):
-            part = call if rows <= most else _rows_of(call, start, start + most)
+            part = call if rows <= most else _rows_of(call, slice(start, start + most))
             count = min(most, rows - start)
             size = next((size for size in self._rules.allowed_batch_sizes if size >= count), count)
-            answers = self._run(_filled_up(part, count, size) if size > count else part)
-            for name, answer in answers.items():
-                if not answer.ndim or len(answer) != size:
-                    raise Refusal(
-                        Code.FAILED_PRECONDITION,
-                        f"Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of "
-                        f"the input tensors ({name})",
-                    )
+            if size > count:  # its first row again and again, which no model minds
+                part = _rows_of(part, np.r_[np.arange(count), np.zeros(size - count, int)])
+            answers = self._run(part)
+            _check_answers(answers, size)
             parts.append({name: answer[:count] for name, answer in answers.items()})
-            filled += size - count
-        return (parts[0] if len(parts) == 1 else _joined(parts)), filled
+            ran.append(size)
+        return (parts[0] if len(parts) == 1 else _joined(parts)), ran
 
 
-def _settle(waiting: _Waiting, run: Run) -> None:
-    try:
-        waiting.future.set_result(run(waiting.call))
-    except Exception as error:
-        waiting.future.set_exception(error)
+def _check_rows(call: Call, rows: int | None, most: int) -> None:
+    """Refuse a call that cannot be batched (batching_util.h, shared_batch_scheduler.h)."""
+    if not call.inputs:
+        raise invalid("Batching Run() must have at least one input tensor")
+    if any(not array.ndim for array in call.inputs.values()):
+        raise invalid("Batching Run() input tensors must have at least one dimension")
+    if rows is None:
+        raise invalid("Batching Run() input tensors must have equal 0th-dimension size")
+    if rows > most:
+        raise invalid(f"Task size {rows} is larger than maximum input batch size {most}")
+
+
+def _check_room(batches: Sequence[_Batch], rows: int, rules: Rules) -> None:
+    """Refuse what would open one batch too many (shared_batch_scheduler.h)."""
+    full = "The batch scheduling queue to which this task was submitted is full; "
+    most = rules.max_enqueued_batches
+    if not rules.enable_large_batch_splitting and len(batches) >= most:
+        raise Refusal(
+            Code.UNAVAILABLE, f"{full}currently {len(batches)} batches enqueued and max_enqueued_batches is {most}"
+        )
+    room = most * rules.most_rows - sum(batch.rows for batch in batches)
+    if rules.enable_large_batch_splitting and rows > room:
+        raise Refusal(
+            Code.UNAVAILABLE,
+            f"{full}task size is {rows} but scheduling capacity is only {room} (num_enqueued_batches="
+            f"{max(1, len(batches))}, max_enqueued_batches={most}, open_batch_size="
+            f"{batches[-1].rows if batches else 0}, max_execution_batch_size={rules.most_rows})",
+        )
+
+
+def _check_answers(answers: Arrays, rows: int) -> None:
+    """Refuse answers that cannot be told apart by row (batching_session.cc)."""
+    for answer in answers.values():
+        if not answer.ndim:
+            raise Refusal(Code.FAILED_PRECONDITION, "Batched output tensor has 0 dimensions")
+        if len(answer) != rows:
+            raise Refusal(
+                Code.FAILED_PRECONDITION,
+                "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the input "
+                "tensors",
+            )
 
 
 def _merged(calls: list[Call]) -> Call:
     inputs = {}
     for name in calls[0].inputs:
         arrays = [call.inputs[name] for call in calls]
-        longest = np.max([array.shape[1:] for array in arrays], axis=0).astype(int)
+        longest = tuple(map(max, zip(*(array.shape[1:] for array in arrays), strict=True)))
         inputs[name] = np.concatenate([_padded(array, longest) for array in arrays])
     return Call(calls[0].signature, inputs, calls[0].outputs)
 
 
-def _padded(array: Any, shape: Any) -> Any:
-    """Return rows filled up with zeros, or empty strings, to a shape."""
-    if array.shape[1:] == tuple(shape):
+def _padded(array: Any, shape: tuple[int, ...]) -> Any:
+    """Return rows filled up to a shape with their first number, as TensorFlow Serving does (batching_util.cc)."""
+    if array.shape[1:] == shape:
         return array
-    wider = np.full((len(array), *shape), b"" if array.dtype == object else 0, array.dtype)
+    if not array.size:
+        raise invalid("Got empty tensor in batch of non-empty tensors.")
+    wider = np.full((len(array), *shape), array.flat[0], array.dtype)
     wider[tuple(slice(size) for size in array.shape)] = array
     return wider
 
 
-def _filled_up(call: Call, count: int, size: int) -> Call:
-    """Return a call of ``size`` rows: its first one again and again, which no model minds."""
-    rows = np.r_[np.arange(count), np.zeros(size - count, int)]
+def _rows_of(call: Call, rows: Any) -> Call:
     return Call(call.signature, {name: array[rows] for name, array in call.inputs.items()}, call.outputs)
 
 
-def _rows_of(call: Call, start: int, stop: int) -> Call:
-    return Call(call.signature, {name: array[start:stop] for name, array in call.inputs.items()}, call.outputs)
-
-
-def _joined(parts: Iterable[Arrays]) -> Arrays:
-    parts = list(parts)
+def _joined(parts: list[Arrays]) -> Arrays:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

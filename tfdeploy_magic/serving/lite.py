@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,110 +26,158 @@ class LiteEngine:
 
     Args:
         path: The file.
-        interpreters: How many calls are answered at once.
+        interpreters: How many calls are answered at once; one where the file has variables, which no two share.
+
+    Raises:
+        Refusal: It is no such file, or LiteRT cannot run it.
     """
 
-    changes = False
-
     def __init__(self, path: Path, interpreters: int) -> None:
-        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_litert import schema_py_generated as schema
 
         content = path.read_bytes()
+        self._free: queue.SimpleQueue[_Interpreter] = queue.SimpleQueue()
+        try:
+            model = schema.Model.GetRootAs(content, 0)
+            self.changes = _has_operator(model, schema.BuiltinOperator.ASSIGN_VARIABLE)
+            listed, recurrent = _listed_signatures(model), _has_state(model)
+            for _ in range(1 if self.changes else max(1, interpreters)):
+                loaded = _Interpreter(content, listed, recurrent)
+                self.signatures = loaded.signatures
+                self._free.put(loaded)
+        except Exception as error:  # bytes that are no flatbuffer fail in any way
+            raise _refusal(f"Could not load {path}", error) from error
 
-        def load() -> _Doors:
-            try:
-                interpreter = Interpreter(model_content=content, num_threads=1)
-                return _Doors(interpreter, _listed_signatures(content))
-            except (RuntimeError, ValueError, struct.error) as error:
-                raise status.invalid(f"Could not load {path}: {str(error).strip().splitlines()[0]}") from error
-
-        doors = [load() for _ in range(max(1, interpreters))]
-        self.signatures = doors[0].definitions
-        self._free: queue.SimpleQueue[_Doors] = queue.SimpleQueue()
-        for door in doors:
-            self._free.put(door)
+    @property
+    def idle(self) -> bool:
+        """Whether an interpreter waits for a call."""
+        return not self._free.empty()
 
     def run(self, call: Call, *, here: bool = False) -> Arrays:
         """Answer a call in this thread; the interpreter has no threads of its own."""
-        with self._borrowed() as doors:
+        with self._borrowed() as interpreter:
             try:
-                return doors.ask(call)
-            except (RuntimeError, ValueError) as error:
-                raise status.invalid(f"{call.signature}: {str(error).strip().splitlines()[0]}") from error
+                return interpreter.ask(call)
+            except Exception as error:
+                raise _refusal(call.signature, error) from error
 
     def close(self) -> None:
         """Let the interpreters go."""
-        self._free = queue.SimpleQueue()
+        while not self._free.empty():
+            self._free.get()
 
     @contextmanager
-    def _borrowed(self) -> Iterator[_Doors]:
-        doors = self._free.get()
+    def _borrowed(self) -> Iterator[_Interpreter]:
+        interpreter = self._free.get()
         try:
-            yield doors
+            yield interpreter
         finally:
-            self._free.put(doors)
+            self._free.put(interpreter)
 
 
-class _Doors:
+class _Interpreter:
     """One interpreter, by signatures: the file's own, those its metadata lists, or one made of its tensors' names."""
 
-    def __init__(self, interpreter: Any, listed: dict[str, Any]) -> None:
-        self._interpreter = interpreter
-        self._runners = {key: interpreter.get_signature_runner(key) for key in interpreter.get_signature_list()}
-        self._shapes: tuple[Any, ...] = ()
+    def __init__(self, content: bytes, listed: dict[str, Any], recurrent: bool) -> None:
+        self._content, self._recurrent = content, recurrent
+        self._load()
         if self._runners:
-            self.definitions = {
+            self.signatures = {
                 key: _definition(runner.get_input_details(), runner.get_output_details())
                 for key, runner in self._runners.items()
             }
             return
-        inputs, outputs = _by_tensor(interpreter.get_input_details()), _by_tensor(interpreter.get_output_details())
+        inputs, outputs = (
+            {_plain(row["name"]): row for row in details}
+            for details in (self._interpreter.get_input_details(), self._interpreter.get_output_details())
+        )
         self._indices = {name: details["index"] for name, details in (inputs | outputs).items()}
-        self.definitions = listed or {"serving_default": _definition(inputs, outputs)}
+        self.signatures = listed or {"serving_default": _definition(inputs, outputs)}
 
     def ask(self, call: Call) -> Arrays:
         """Answer a call."""
-        if self._runners:
-            answers = self._runners[call.signature](**call.inputs)
-            return {name: np.asarray(answers[name]) for name in call.outputs}
-        definition = self.definitions[call.signature]
-        given = {self._indices[_plain(definition.inputs[name])]: array for name, array in call.inputs.items()}
-        shapes = tuple((index, array.shape) for index, array in given.items())
+        try:
+            answers = self._by_signature(call) if self._runners else self._by_tensor(call)
+            if self._recurrent:  # an LSTM would go on from here, unlike the SavedModel that it was made of
+                self._interpreter.reset_all_variables()
+            return answers
+        except RuntimeError:  # it may have lost its memory, and would say this again before whatever comes next
+            self._load()
+            raise
+
+    def _load(self) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        self._interpreter = Interpreter(model_content=self._content, num_threads=1)
+        self._shapes: dict[int, tuple[int, ...]] = {}
+        if self._recurrent:
+            self._interpreter.allocate_tensors()
+        self._runners = {
+            key: self._interpreter.get_signature_runner(key) for key in self._interpreter.get_signature_list()
+        }
+        if self._recurrent:  # states can be reset only when those of all signatures have their memory
+            for runner in self._runners.values():
+                runner._interpreter_wrapper.AllocateTensors(runner._subgraph_index)
+
+    def _by_signature(self, call: Call) -> Arrays:
+        answers = self._runners[call.signature](**call.inputs)
+        return {name: np.asarray(answers[name]) for name in call.outputs}
+
+    def _by_tensor(self, call: Call) -> Arrays:
+        signature = self.signatures[call.signature]
+        self._feed({self._indices[_plain(signature.inputs[name].name)]: array for name, array in call.inputs.items()})
+        self._interpreter.invoke()
+        places = {name: self._indices[_plain(signature.outputs[name].name)] for name in call.outputs}
+        return {name: self._interpreter.get_tensor(place) for name, place in places.items()}
+
+    def _feed(self, given: dict[int, Any]) -> None:
+        shapes = {index: array.shape for index, array in given.items()}
         if shapes != self._shapes:
-            self._shapes = ()
-            for index, shape in shapes:
+            self._shapes = {}
+            for index, shape in shapes.items():
                 self._interpreter.resize_tensor_input(index, shape)
             self._interpreter.allocate_tensors()
             self._shapes = shapes
         for index, array in given.items():
             self._interpreter.set_tensor(index, array)
-        self._interpreter.invoke()
-        return {
-            name: self._interpreter.get_tensor(self._indices[_plain(definition.outputs[name])]) for name in call.outputs
-        }
 
 
-def _listed_signatures(content: bytes) -> dict[str, Any]:
+def _refusal(what: str, error: Exception) -> status.Refusal:
+    said = str(error).strip() or type(error).__name__
+    return status.invalid(f"{what}: {said.splitlines()[0]}")
+
+
+def _has_operator(model: Any, operator: int) -> bool:
+    return any(model.OperatorCodes(at).BuiltinCode() == operator for at in range(model.OperatorCodesLength()))
+
+
+def _has_state(model: Any) -> bool:
+    """Whether recurrent layers keep their state in the interpreter."""
+    graphs = (model.Subgraphs(at) for at in range(model.SubgraphsLength()))
+    return any(graph.Tensors(at).IsVariable() for graph in graphs for at in range(graph.TensorsLength()))
+
+
+def _listed_signatures(model: Any) -> dict[str, Any]:
     """Return the signatures that a file's metadata lists: a map from key to serialized SignatureDef."""
-    from ai_edge_litert import schema_py_generated as schema
     from flatbuffers import flexbuffers
 
-    model = schema.Model.GetRootAs(content, 0)
     for number in range(model.MetadataLength()):
         entry = model.Metadata(number)
         if entry.Name() == _LISTED:
             data = model.Buffers(entry.Buffer()).DataAsNumpy()
-            rows = flexbuffers.GetRoot(bytearray(data.tobytes())).Value
-            return {key: meta_graph_pb2.SignatureDef.FromString(bytes(value)) for key, value in rows.items()}
+            rows = flexbuffers.GetRoot(bytearray(data.tobytes())).AsMap
+            # TensorFlow writes them as strings, which need be no UTF-8.
+            return {
+                key.AsKey: meta_graph_pb2.SignatureDef.FromString(
+                    bytes(value.AsBlob if value.IsBlob else value.AsStringBytes)
+                )
+                for key, value in zip(rows.Keys, rows.Values, strict=True)
+            }
     return {}
 
 
-def _by_tensor(details: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {row["name"].partition(":")[0]: row for row in details}
-
-
-def _plain(info: Any) -> str:
-    return str(info.name).partition(":")[0]
+def _plain(tensor: str) -> str:
+    return tensor.partition(":")[0]
 
 
 def _definition(inputs: dict[str, Any], outputs: dict[str, Any]) -> Any:

@@ -6,9 +6,8 @@ costs a tenth of what calling the signature costs.
 
 from __future__ import annotations
 
-import logging
 import os
-import statistics
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,25 +16,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from tfdeploy_magic.artifacts.signature import Arrays
-from tfdeploy_magic.serving import status
+from tfdeploy_magic.serving import status, tryout
 from tfdeploy_magic.serving.batching import Batched, Batcher, Rules
 from tfdeploy_magic.serving.calls import Call
 from tfdeploy_magic.serving.status import Code, Refusal
+from tfdeploy_magic.sources import graphs
 
 LITE_FILE = "model.tflite"
 """What a version directory holds that is served by ``--prefer_tflite_model``."""
 
-SHORT_SECONDS = 0.001
-"""A call that takes less is answered where it arrives: handing it to a thread and back costs as much."""
-
-NATURAL = Rules(max_batch_size=64, max_enqueued_batches=64, num_batch_threads=os.cpu_count() or 1)
+NATURAL = Rules(max_batch_size=64, num_batch_threads=os.cpu_count() or 1)
 """Batching when nobody asked for any: only what waits anyway goes together."""
 
-_log = logging.getLogger(__name__)
+_HARMLESS = re.compile(
+    r"VarHandleOp|Variable(V2)?|ReadVariableOp|VarIsInitializedOp|VariableShape|ResourceGather(Nd)?|If|While|Case|Assert"
+    r"|StatefulPartitionedCall|XlaCallModule|(Mutable)?(Dense)?HashTable(OfTensors)?(V2)?|LookupTable(Find|Size|Export)(V2)?"
+    r"|TensorArray.*|Stack(Push|Pop|Close)?(V2)?|IsVariableInitialized"
+)
+"""Operations that count as stateful and yet leave a model as it was."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,18 @@ class Engine(Protocol):
 
     @property
     def changes(self) -> bool:
-        """Whether an answer depends on what was asked before."""
+        """Whether a call does more than answer: changes what the next one is answered, or writes somewhere."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether a call would be run at once."""
 
     def run(self, call: Call, *, here: bool = False) -> Arrays:
-        """Answer a call; ``here`` runs its operations in this thread too, where the engine has threads of its own."""
+        """Answer a call; ``here`` runs its operations in this thread too, where the engine has threads of its own.
+
+        Raises:
+            Refusal: It cannot be answered; nothing else is ever raised.
+        """
 
     def close(self) -> None:
         """Give everything back."""
@@ -107,14 +114,16 @@ class LoadedVersion:
     ) -> None:
         self.name, self.version, self.path = name, version, path
         self._ran = ran
-        self._engine = _load(path, settings)
-        self._short: dict[str, int] = {}
-        self._independent: set[str] = set()
-        if not self._engine.changes:  # a model that remembers must not remember our questions
-            self._try_out()
         rules = settings.rules or NATURAL
-        self._batches_all = rules.every_call
-        self._batcher = Batcher(self._run, rules, lambda call: call.signature in self._independent, batched)
+        self._engine = _load(path, settings)
+        self._tried: dict[str, tryout.Trial] = {}
+        if not rules.every_call and not self._engine.changes:  # what remembers must not remember our questions
+            try:
+                self._tried = tryout.try_out(self.signatures, self._engine.run)
+            except BaseException:
+                self._engine.close()
+                raise
+        self._batcher = Batcher(self._run, rules, self._independent, batched)
 
     @property
     def signatures(self) -> Mapping[str, Any]:
@@ -124,13 +133,14 @@ class LoadedVersion:
     @property
     def short(self) -> frozenset[str]:
         """The signatures whose calls are answered where they arrive."""
-        return frozenset(() if self._batches_all else self._short)
+        return frozenset(key for key, trial in self._tried.items() if trial.short is not None)
 
     def inline(self, call: Call) -> bool:
         """Whether a call is so short that it is answered where it arrives."""
-        if self._batches_all or (most := self._short.get(call.signature)) is None:
+        trial = self._tried.get(call.signature)
+        if trial is None or trial.short is None or not self._engine.idle:
             return False
-        return sum(array.size for array in call.inputs.values()) <= most
+        return sum(array.size for array in call.inputs.values()) <= trial.short
 
     def answer(self, call: Call) -> Arrays:
         """Answer a call, waiting for it."""
@@ -143,90 +153,18 @@ class LoadedVersion:
     def close(self) -> None:
         """Answer what waits, and unload."""
         self._batcher.close()
+        self._tried = {}  # a call that comes too late is refused as one that is queued
         self._engine.close()
+
+    def _independent(self, call: Call) -> bool:
+        trial = self._tried.get(call.signature)
+        return trial is not None and trial.independent
 
     def _run(self, call: Call, here: bool = False) -> Arrays:
         began = time.perf_counter()
         answers = self._engine.run(call, here=here)
         self._ran((time.perf_counter() - began) * 1e6)
         return answers
-
-    def _try_out(self) -> None:
-        """Find out, signature by signature, how long a row takes and whether rows can be asked about together."""
-        for key, signature in self.signatures.items():
-            rows = [_made_up(signature, seed) for seed in (1, 2)]
-            if None in rows:
-                continue
-            try:
-                first, second = (self._engine.run(Call(key, row, tuple(signature.outputs))) for row in rows if row)
-            except Refusal as refusal:  # numbers made up may be none that it takes
-                _log.debug("signature %s was not tried out: %s", key, refusal)
-                continue
-            self._short |= self._if_short(Call(key, rows[0] or {}, tuple(signature.outputs)))
-            if _rows_are_open(signature) and self._together(key, rows, (first, second)):
-                self._independent.add(key)
-
-    def _if_short(self, call: Call) -> dict[str, int]:
-        """Return how many numbers a call may hold to be answered where it arrives; nothing where none should be."""
-        here, there = (statistics.median(self._timed(call, here) for _ in range(7)) for here in (True, False))
-        if here > min(there, SHORT_SECONDS):
-            return {}
-        numbers = sum(array.size for array in call.inputs.values())
-        return {call.signature: int(max(1, numbers) * SHORT_SECONDS / here)}
-
-    def _timed(self, call: Call, here: bool) -> float:
-        began = time.perf_counter()
-        self._engine.run(call, here=here)
-        return time.perf_counter() - began
-
-    def _together(self, key: str, rows: list[Any], alone: tuple[Arrays, Arrays]) -> bool:
-        """Whether two rows are answered together as they are alone."""
-        call = Call(key, {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}, tuple(alone[0]))
-        try:
-            both = self._engine.run(call)
-        except Refusal:
-            return False
-        return all(
-            both[name].shape == (2, *alone[0][name].shape[1:])
-            and all(_same(both[name][at], alone[at][name][0]) for at in (0, 1))
-            for name in both
-        )
-
-
-def _same(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
-    if one.dtype == object:
-        return bool(np.array_equal(one, other))
-    return bool(np.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True))
-
-
-def _rows_are_open(signature: Any) -> bool:
-    """Whether every input and output says that it takes any number of rows."""
-    infos = (*signature.inputs.values(), *signature.outputs.values())
-    return all(
-        not info.tensor_shape.unknown_rank and info.tensor_shape.dim and info.tensor_shape.dim[0].size == -1
-        for info in infos
-    )
-
-
-def _made_up(signature: Any, seed: int) -> Arrays | None:
-    """Return one row of numbers for a signature; None where it takes texts, or too much is open.
-
-    Nothing is ever measured on them but time, and whether the graph keeps rows apart.
-    """
-    import tensorflow as tf
-
-    draw = np.random.default_rng(seed)
-    made = {}
-    for name, info in signature.inputs.items():
-        dtype = tf.dtypes.as_dtype(info.dtype)
-        if info.tensor_shape.unknown_rank or not (dtype.is_floating or dtype.is_integer or dtype.is_bool):
-            return None
-        shape = [max(dim.size, 1) for dim in info.tensor_shape.dim]
-        if np.prod(shape, dtype=float) > 1e8:
-            return None
-        values = draw.random(shape) if dtype.is_floating else draw.integers(0, 2, shape)
-        made[name] = values.astype(dtype.as_numpy_dtype)
-    return made
 
 
 def _load(path: Path, settings: Settings) -> Engine:
@@ -249,6 +187,8 @@ def _load(path: Path, settings: Settings) -> Engine:
 
 class _SessionEngine:
     """A Session over a SavedModel of TF1 or TF2 style."""
+
+    idle = True  # a Session runs any number of calls at once
 
     def __init__(self, path: Path, settings: Settings) -> None:
         import tensorflow as tf
@@ -275,22 +215,20 @@ class _SessionEngine:
         try:
             with graph.as_default():
                 meta = SavedModelLoader(str(path)).load(self._session, list(settings.tags))
+            self.signatures = graphs.declared(meta)
+            self.changes = _has_side_effects(meta, self.signatures)
         except BaseException:
             self._session.close()
             raise
         self._options = config_pb2.CallableOptions
-        self.signatures = {key: meta.signature_def[key] for key in sorted(meta.signature_def) if key[:2] != "__"}
-        from tfdeploy_magic.sources import graphs
-
-        self.changes = graphs.changes_variables(_of_signatures(meta, self.signatures))
         self._callables: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._lock = threading.Lock()
 
     def run(self, call: Call, *, here: bool = False) -> Arrays:
         """Answer a call, its operations in this thread one after another or in the Session's own."""
         key = (call.signature, tuple(call.inputs), call.outputs, here)
-        found = self._callables.get(key) or self._callable(key)
         try:
+            found = self._callables.get(key) or self._callable(key)
             return dict(zip(call.outputs, found(*call.inputs.values()), strict=True))
         except Exception as error:
             raise _refusal_of(error) from error
@@ -309,8 +247,9 @@ class _SessionEngine:
         if here:
             options.run_options.inter_op_thread_pool = -1
         with self._lock:
-            self._callables[key] = self._session._make_callable_from_options(options)
-        return self._callables[key]
+            if key not in self._callables:
+                self._callables[key] = self._session._make_callable_from_options(options)
+            return self._callables[key]
 
 
 def _from_tensorflow(error: Any) -> Refusal | None:
@@ -326,9 +265,19 @@ def _refusal_of(error: Exception) -> Refusal:
     return Refusal(Code.INTERNAL, f"{type(error).__name__}: {error}")
 
 
-def _of_signatures(meta: Any, signatures: Mapping[str, Any]) -> Any:
-    """Return the part of the graph that answers; what restores the variables assigns them, and is no part of it."""
-    from tfdeploy_magic.sources import graphs
+def _has_side_effects(meta: Any, signatures: Mapping[str, Any]) -> bool:
+    """Whether the part of a graph that answers may change what it answers next, or write somewhere.
 
+    What restores the variables assigns them too, and is no part of it.
+    """
+    from tensorflow.python.framework import op_def_registry
+
+    def may(op: str) -> bool:
+        if op in own or _HARMLESS.fullmatch(op):
+            return False
+        known = op_def_registry.get(op)
+        return known is None or known.is_stateful or any(each.is_ref for each in known.input_arg)
+
+    own = {function.signature.name for function in meta.graph_def.library.function}
     tensors = [info.name for signature in signatures.values() for info in signature.outputs.values() if info.name]
-    return graphs.reachable(meta.graph_def, tensors)
+    return any(may(op) for op in {node.op for node in graphs.nodes(graphs.reachable(meta.graph_def, tensors))})

@@ -53,7 +53,7 @@ class Source:
         """
         kind = _kind_of(self.value, self.name)
         if kind is files:
-            return self.model.signature.inputs
+            return tuple(spec.as_real for spec in self.model.signature.inputs)
         specs: tuple[TensorSpec, ...] = kind.input_specs(self.value, self.name, self.how)
         return specs
 

@@ -1,4 +1,4 @@
-"""What TensorFlow's C++ code does to the kernel beside its work: it prints to standard error, and keeps memory."""
+"""What TensorFlow does to the kernel beside its work: it prints to standard error, and keeps memory."""
 
 from __future__ import annotations
 
@@ -25,6 +25,20 @@ def native_stderr_to(path: Path) -> Iterator[None]:
     finally:
         os.dup2(saved, 2)
         os.close(saved)
+
+
+@contextlib.contextmanager
+def without_chatter() -> Iterator[None]:
+    """Keep TensorFlow's Python from telling that it writes assets, where there may not even be any."""
+    import tensorflow as tf
+
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("WARNING")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def give_back_memory() -> None:

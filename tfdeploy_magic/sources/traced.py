@@ -21,6 +21,7 @@ from tfdeploy_magic.evaluate.latency import first_rows, summarize, timed_runs
 from tfdeploy_magic.evaluate.session import as_rows, has_rows
 from tfdeploy_magic.jobs import Report
 from tfdeploy_magic.sources import graphs, weights
+from tfdeploy_magic.sources.native import without_chatter
 
 BATCH_SIZE = 128
 """Samples the source model answers at a time, at the most."""
@@ -189,7 +190,8 @@ def save_together(models: Sequence[TracedModel], folder: Path) -> int:
     functions = [(model.function, model.signature) for model in models]
     owners = {id(owner): owner for model in models for owner in model.trackables}
     try:
-        return graphs.save_signatures(functions, list(owners.values()), folder)
+        with without_chatter():
+            return graphs.save_signatures(functions, list(owners.values()), folder)
     except AssertionError as error:
         if "untracked" not in str(error):
             raise
