@@ -95,9 +95,9 @@ class LoadTested:
 
     def figure(self) -> Figure:
         """Draw latency, the run second by second, and the saturation curve."""
-        from tfdeploy_magic.views import load as view
+        from tfdeploy_magic.views import load_figures
 
-        return view.figure(self.load, self.saturation)
+        return load_figures.figure(self.load, self.saturation)
 
     def __repr__(self) -> str:
         return f"<LoadTested {self.name}: {self.load.throughput:.0f} answers/s, {self.load.failed} failed>"

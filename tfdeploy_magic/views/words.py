@@ -52,7 +52,7 @@ def milliseconds(value: float) -> str:
     """Return a time with a unit that suits it: "4.2 µs", "1.25 ms"."""
     if value < 0.1:
         return f"{value * 1e3:.3g} µs"
-    return f"{value:.3g} ms" if value < 1000 else f"{value / 1e3:.3g} s"
+    return f"{value:.3g} ms" if value < 999.5 else f"{value / 1e3:.3g} s"
 
 
 def latency(value: Latency) -> str:
