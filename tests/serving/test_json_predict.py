@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -275,6 +276,43 @@ def test_a_signature_without_inputs_cannot_be_asked() -> None:
         assert refusal(body) == "Failed to get input map for signature: DEFAULT"
 
 
+SHORT = st.recursive(
+    st.sampled_from(["0", "-0", "1", "2.5", "-3.25", "0.1", "16777217", "1e3", "01", "1.", ".5", "-", "+1", "1 2", ""])
+    | st.integers(-(10**45), 10**45).map(str)
+    | st.floats(allow_nan=False, allow_infinity=False, width=32).map(repr),
+    lambda inner: st.lists(inner, max_size=3).map(lambda parts: f"[{','.join(parts)}]"),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, max_examples=500)
+@given(SHORT, st.sampled_from(["float", "double"]), st.sampled_from(["instances", "inputs", "instance"]))
+def test_a_few_numbers_are_read_as_the_exact_way_reads_them(value: str, kind: str, key: str) -> None:
+    agree(f'{{"{key}": {value}}}'.encode(), {"x": kind})
+
+
+@pytest.mark.parametrize("body", ['{"instances": [1.0, 2.0, 5.0]}', '{"instances":[[1, 2], [3, -4.5]]}'])
+def test_a_few_numbers_take_the_shortest_way(body: str) -> None:
+    short = json_predict._Short.of({"serving_default": signature(x="float")})
+    assert short is not None and short.parse(body.encode()) is not None
+    assert agree(body.encode(), {"x": "float"})
+
+
+@untimed
+@given(npst.arrays(st.sampled_from(["f4", "f8"]), npst.array_shapes(min_dims=0, max_dims=3, max_side=4)))
+def test_the_codec_writes_what_is_written_without_it(array: npt.NDArray[Any]) -> None:
+    made = signature({"y": "float" if array.dtype == np.float32 else "double"}, x="float")
+    codec = json_predict.Codec({"serving_default": made})
+    for answer in (array, array.T):
+        try:
+            wanted = json_predict.write_predict({"y": answer}, made, row=True)
+        except Refusal as refused:
+            with pytest.raises(Refusal, match=re.escape(refused.message)):
+                codec.write({"y": answer}, "serving_default", row=True)
+        else:
+            assert codec.write({"y": answer}, "serving_default", row=True) == wanted
+
+
 def test_half_a_million_levels_are_refused() -> None:
     assert refusal('{"instances": ' + "[" * 500_000 + "]" * 500_000 + "}", x="float").endswith("nested too deeply.")
 
@@ -344,24 +382,27 @@ def bodies(draw: st.DrawFn) -> tuple[dict[str, str], bytes]:
 
 
 def agree(body: bytes, inputs: dict[str, str]) -> bool:
-    """Check that the quick way, where it takes a body, makes of it what the exact way makes of it."""
+    """Check that the quick ways, where they take a body, make of it what the exact way makes of it."""
     signatures = {"serving_default": signature(**inputs)}
-    quick = json_predict._quick(body, signatures)
+    ways = [json_predict._quick(body, signatures)]
+    if (short := json_predict._Short.of(signatures)) is not None and (call := short.parse(body)) is not None:
+        ways.append((call, True))
+    found = [way for way in ways if way is not None]
     try:
         exact = json_predict._exact(body, signatures)
     except Refusal:
-        assert quick is None
+        assert not found
         return False
-    if quick is None:
-        return False
-    (one, one_row), (other, other_row) = quick, exact
-    assert (one.signature, one.outputs, one_row) == (other.signature, other.outputs, other_row)
-    assert one.inputs.keys() == other.inputs.keys()
-    for alias, array in one.inputs.items():
-        assert (array.dtype, array.shape) == (other.inputs[alias].dtype, other.inputs[alias].shape)
-        same = array.tolist() if array.dtype == object else array.tobytes()
-        assert same == (other.inputs[alias].tolist() if array.dtype == object else other.inputs[alias].tobytes())
-    return True
+    for call, row in found:
+        assert (call.signature, call.outputs, row) == (exact[0].signature, exact[0].outputs, exact[1])
+        assert call.inputs.keys() == exact[0].inputs.keys()
+        for alias, array in call.inputs.items():
+            wanted = exact[0].inputs[alias]
+            assert (array.dtype, array.shape) == (wanted.dtype, wanted.shape)
+            assert (array.tolist() if array.dtype == object else array.tobytes()) == (
+                wanted.tolist() if wanted.dtype == object else wanted.tobytes()
+            )
+    return bool(found)
 
 
 @settings(deadline=None, max_examples=500)

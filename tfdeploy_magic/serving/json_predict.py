@@ -40,6 +40,86 @@ SignatureDef = Any
 DEFAULT_SIGNATURE = "serving_default"
 
 
+class Codec:
+    """The JSON of one loaded version, with what can be known of its signatures beforehand.
+
+    Args:
+        signatures: Key -> ``SignatureDef``.
+    """
+
+    def __init__(self, signatures: Mapping[str, SignatureDef]) -> None:
+        self._signatures = signatures
+        self._short = _Short.of(signatures)
+
+    def parse(self, body: bytes) -> tuple[Call, bool]:
+        """Read the body of a request; as :func:`parse_predict`."""
+        if self._short is not None and (call := self._short.parse(body)) is not None:
+            return call, True
+        return parse_predict(body, self._signatures)
+
+    def write(self, answers: Arrays, signature: str, row: bool) -> bytes:
+        """Write an answer; as :func:`write_predict`."""
+        if row and self._short is not None and (written := self._short.write(answers, signature)) is not None:
+            return written
+        return write_predict(answers, self._signatures[signature], row)
+
+
+class _Short:
+    """A few numbers in, a few out, by row: what a busy small model is asked all the time.
+
+    simdjson lets other threads run while it parses, which costs more than parsing something so short.
+    """
+
+    LONGEST = 300
+    """Bytes; a number of 309 digits, which RapidJSON refuses, does not fit in."""
+
+    _SKELETON = b'{"instances":}'
+    _NUMBERS = b"0123456789+-.,[] "
+    _OVER_FLOAT32 = re.compile(rb"\d{38}")
+
+    def __init__(self, alias: str, dtype: Any, outputs: tuple[str, ...]) -> None:
+        self._alias, self._dtype, self._outputs = alias, dtype, outputs
+
+    @classmethod
+    def of(cls, signatures: Mapping[str, SignatureDef]) -> _Short | None:
+        """Return it for a default signature of one float input; None where that is another."""
+        signature = signatures.get(DEFAULT_SIGNATURE)
+        if signature is None or len(signature.inputs) != 1:
+            return None
+        ((alias, info),) = signature.inputs.items()
+        kind = Kind.of(info.dtype)
+        if kind.name not in ("float", "double"):
+            return None
+        return cls(alias, np.float32 if kind.name == "float" else np.float64, tuple(signature.outputs))
+
+    def parse(self, body: bytes) -> Call | None:
+        """Read nothing but rows of plain numbers; None where it is anything else."""
+        if len(body) > self.LONGEST or body.translate(None, self._NUMBERS) != self._SKELETON:
+            return None
+        if self._OVER_FLOAT32.search(body):
+            return None
+        try:
+            array = np.array(orjson.loads(body)["instances"], self._dtype)
+        except (ValueError, TypeError, LookupError):
+            return None
+        if not array.ndim or not array.size:
+            return None
+        return Call(DEFAULT_SIGNATURE, {self._alias: array}, self._outputs)
+
+    def write(self, answers: Arrays, signature: str) -> bytes | None:
+        """Write one output of finite floats; None where it is anything else."""
+        if len(answers) != 1 or signature != DEFAULT_SIGNATURE:
+            return None
+        (array,) = answers.values()
+        if not array.ndim or array.dtype.char not in "fd":
+            return None
+        try:
+            written = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+        except orjson.JSONEncodeError:  # not in one piece
+            return None
+        return None if b"null" in written else write_answer("predictions", written)
+
+
 def parse_predict(body: bytes, signatures: Mapping[str, SignatureDef]) -> tuple[Call, bool]:
     """Read the body of a request to predict.
 

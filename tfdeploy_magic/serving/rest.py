@@ -11,28 +11,31 @@ import json
 import logging
 import re
 import time
+import weakref
 import zlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from tfdeploy_magic.artifacts.signature import Arrays
 from tfdeploy_magic.serving import inference
 from tfdeploy_magic.serving.calls import Call, Models, Servable
-from tfdeploy_magic.serving.json_documents import error_body
+from tfdeploy_magic.serving.json_documents import error_body, parse, signature_name
 from tfdeploy_magic.serving.json_examples import parse_examples, write_classify, write_regress
-from tfdeploy_magic.serving.json_predict import parse_predict, write_predict
+from tfdeploy_magic.serving.json_predict import Codec
 from tfdeploy_magic.serving.protos import get_model_metadata_pb2, input_pb2
 from tfdeploy_magic.serving.status import Code, Refusal, invalid
 
 MAX_UNCOMPRESSED = 100 << 20
 """Bytes that a compressed body may unfold to (http_server.cc)."""
 
-_POST = re.compile(
-    r"/v1/models/([^/:]+)(?:(?:/versions/(\d+))|(?:/labels/([^/:]+)))?:(classify|regress|predict)", re.IGNORECASE
-)
-_GET = re.compile(
-    r"/v1/models(?:/([^/:]+))?(?:(?:/versions/(\d+))|(?:/labels/([^/:]+)))?(?:/(metadata))?", re.IGNORECASE
-)
+_WHICH = r"(?:(?:/versions/(\d+))|(?:/labels/([^/:]+)))?"
+_PATHS = {
+    "POST": re.compile(rf"/v1/models/([^/:]+){_WHICH}:(classify|regress|predict)", re.IGNORECASE | re.ASCII),
+    "GET": re.compile(rf"/v1/models(?:/([^/:]+))?{_WHICH}(?:/(metadata))?", re.IGNORECASE | re.ASCII),
+}
+_HIGHEST = (1 << 63) - 1
+_LONGEST_KEPT = 256
 _log = logging.getLogger(__name__)
 
 Reply = tuple[int, bytes]
@@ -56,22 +59,33 @@ class Asked:
     label: str | None
 
 
-@functools.lru_cache(maxsize=1024)
 def asked(method: str, path: str) -> Asked:
     """Return what a request asks for.
 
     Raises:
         Refusal: It is none of the API's.
     """
-    match = (_POST if method == "POST" else _GET).fullmatch(path) if method in ("GET", "POST") else None
+    return (_asked_before if len(path) <= _LONGEST_KEPT else _asked)(method, path)
+
+
+def _asked(method: str, path: str) -> Asked:
+    match = _PATHS[method].fullmatch(path) if method in _PATHS else None
     if match is None:
         raise invalid(f"Malformed request: {method} {path}")
     model, version, label, what = match.groups()
     if model is None:
         raise invalid("Missing model name in request.")
-    if version is not None and int(version) > (1 << 63) - 1:
-        raise invalid(f"Failed to convert version: {version} to numeric.")
-    return Asked((what or "status").lower(), model, None if version is None else int(version), label)
+    return Asked((what or "status").lower(), model, None if version is None else _number(version), label)
+
+
+_asked_before = functools.lru_cache(maxsize=1024)(_asked)
+
+
+def _number(digits: str) -> int:
+    significant = digits.lstrip("0") or "0"
+    if len(significant) > len(str(_HIGHEST)) or int(significant) > _HIGHEST:
+        raise invalid(f"Failed to convert version: {digits} to numeric.")
+    return int(significant)
 
 
 class RestApi:
@@ -79,10 +93,10 @@ class RestApi:
 
     Args:
         models: What is served.
-        observe: Told of each request that names a model: what it asked, the model, the status, microseconds, and
-            how many examples it brought.
+        observe: Told of each request: the API that it asked ("predict", "classify", "regress", or "" for anything
+            else), the model, the status, microseconds, and how many examples it brought.
         check_method_names: Whether a signature must have been made for what it is asked (classify, regress).
-        timeout: Seconds that a request may take.
+        timeout: Seconds that an answer may take; 0 or less for any time.
         record: Given each call that was answered, its model, version and answers; None where nothing is recorded.
     """
 
@@ -95,57 +109,66 @@ class RestApi:
         timeout: float = 30.0,
         record: Callable[[str, int, Call, Arrays], None] | None = None,
     ) -> None:
-        self._models, self._observe, self._timeout, self._record = models, observe, timeout, record
+        self._models, self._observe, self._record = models, observe, record
+        self._timeout = timeout if timeout > 0 else None
         self._check_method_names = check_method_names
+        self._gets = {"status": self._status, "metadata": self._metadata}
+        self._codecs: weakref.WeakKeyDictionary[Servable, Codec] = weakref.WeakKeyDictionary()
         self._posts = {"predict": self._predict, "classify": self._classify, "regress": self._regress}
 
     async def reply(self, method: str, path: str, body: bytes) -> Reply:
         """Answer a request; nothing is ever raised."""
+        began = time.perf_counter()
+        api, model, status, examples = "", "", "OK", 0
         try:
             wanted = asked(method, path)
-            if wanted.what == "status":
-                return 200, self._status(wanted)
-            if wanted.what == "metadata":
-                return 200, self._metadata(wanted)
-        except Refusal as refusal:
-            return refusal.code.http, error_body(refusal.message)
-        return await self._post(wanted, body)
-
-    async def _post(self, wanted: Asked, body: bytes) -> Reply:
-        began = time.perf_counter()
-        status, examples = "OK", 0
-        try:
-            with self._models.use(wanted.model, wanted.version, wanted.label) as servable:
-                examples, answer = await self._posts[wanted.what](wanted, servable, body)
+            model = wanted.model
+            if wanted.what in self._gets:
+                return 200, self._gets[wanted.what](wanted)
+            api = wanted.what
+            answer, examples = await self._posts[api](wanted, body)
             return 200, answer
         except Refusal as refusal:
             status = refusal.code.name
             return refusal.code.http, error_body(refusal.message)
         except Exception as error:
-            _log.exception("%s failed", wanted)
+            _log.exception("%s %s failed", method, path)
             status = Code.INTERNAL.name
             return Code.INTERNAL.http, error_body(f"{type(error).__name__}: {error}")
         finally:
-            self._observe(wanted.what.capitalize(), wanted.model, status, (time.perf_counter() - began) * 1e6, examples)
+            self._observe(api, model, status, (time.perf_counter() - began) * 1e6, examples)
 
-    async def _predict(self, wanted: Asked, servable: Servable, body: bytes) -> tuple[int, bytes]:
-        call, by_row = parse_predict(body, servable.signatures)
-        answers = await self._answers(servable, call)
-        return _rows(call), write_predict(answers, servable.signatures[call.signature], by_row)
+    async def _predict(self, wanted: Asked, body: bytes) -> tuple[bytes, int]:
+        try:
+            held = self._use(wanted)
+        except Refusal:
+            signature_name(parse(body))  # what is wrong with a body comes before what is wrong with a model
+            raise
+        with held as servable:
+            codec = self._codecs.get(servable)
+            if codec is None:
+                codec = self._codecs[servable] = Codec(servable.signatures)
+            call, by_row = codec.parse(body)
+            answers = await self._answers(servable, call)
+            return codec.write(answers, call.signature, by_row), 0
 
-    async def _classify(self, wanted: Asked, servable: Servable, body: bytes) -> tuple[int, bytes]:
+    async def _classify(self, wanted: Asked, body: bytes) -> tuple[bytes, int]:
         name, rows = _examples(body)
-        call = inference.classify_call(servable.signatures, name, rows, check_method_name=self._check_method_names)
-        result = inference.classification(await self._answers(servable, call), len(rows))
-        return len(rows), write_classify(
-            [[(one.label, one.score) for one in row.classes] for row in result.classifications]
-        )
+        with self._use(wanted) as servable:
+            call = inference.classify_call(servable.signatures, name, rows, check_method_name=self._check_method_names)
+            result = inference.classification(await self._answers(servable, call), len(rows))
+        found = [[(each.label, each.score) for each in row.classes] for row in result.classifications]
+        return write_classify(found), len(rows)
 
-    async def _regress(self, wanted: Asked, servable: Servable, body: bytes) -> tuple[int, bytes]:
+    async def _regress(self, wanted: Asked, body: bytes) -> tuple[bytes, int]:
         name, rows = _examples(body)
-        call = inference.regress_call(servable.signatures, name, rows, check_method_name=self._check_method_names)
-        result = inference.regression(await self._answers(servable, call), len(rows))
-        return len(rows), write_regress([one.value for one in result.regressions])
+        with self._use(wanted) as servable:
+            call = inference.regress_call(servable.signatures, name, rows, check_method_name=self._check_method_names)
+            result = inference.regression(await self._answers(servable, call), len(rows))
+        return write_regress([each.value for each in result.regressions]), len(rows)
+
+    def _use(self, wanted: Asked) -> AbstractContextManager[Servable]:
+        return self._models.use(wanted.model, wanted.version, wanted.label)
 
     async def _answers(self, servable: Servable, call: Call) -> Arrays:
         if servable.inline(call):
@@ -155,7 +178,7 @@ class RestApi:
                 async with asyncio.timeout(self._timeout):
                     answers = await asyncio.wrap_future(servable.submit(call))
             except TimeoutError:
-                raise Refusal(Code.DEADLINE_EXCEEDED, f"no answer within {self._timeout:g} s") from None
+                raise Refusal(Code.DEADLINE_EXCEEDED, "Timed out waiting for notification") from None
         if self._record is not None:
             self._record(servable.name, servable.version, call, answers)
         return answers
@@ -178,15 +201,16 @@ class RestApi:
     def _metadata(self, wanted: Asked) -> bytes:
         from google.protobuf import json_format
 
-        with self._models.use(wanted.model, wanted.version, wanted.label) as servable:
+        with self._use(wanted) as servable:
             listed = get_model_metadata_pb2.SignatureDefMap()
             for key, signature in servable.signatures.items():
                 listed.signature_def[key].CopyFrom(signature)
-            described = json_format.MessageToDict(
-                listed, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-            )
             spec = {"name": servable.name, "signature_name": "", "version": str(servable.version)}
-        return json.dumps({"model_spec": spec, "metadata": {"signature_def": described}}, indent=1).encode() + b"\n"
+        described = json_format.MessageToDict(
+            listed, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+        model, signatures = (json.dumps(each, indent=1) for each in (spec, described))
+        return f'{{\n"model_spec":{model}\n,\n"metadata": {{"signature_def": {signatures}\n}}\n}}\n'.encode()
 
 
 def unzipped(body: bytes) -> bytes:
@@ -216,9 +240,3 @@ def _examples(body: bytes) -> tuple[str, list[bytes]]:
         asked_with.example_list_with_context.examples.extend(examples)
         asked_with.example_list_with_context.context.CopyFrom(context)
     return name, inference.examples_of(asked_with)
-
-
-def _rows(call: Call) -> int:
-    for array in call.inputs.values():
-        return len(array) if array.ndim else 1
-    return 0
