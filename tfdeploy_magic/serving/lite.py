@@ -88,22 +88,30 @@ class _Interpreter:
             }
             return
         inputs, outputs = (
-            {_plain(row["name"]): row for row in details}
+            {row["name"]: row for row in details}
             for details in (self._interpreter.get_input_details(), self._interpreter.get_output_details())
         )
-        self._indices = {name: details["index"] for name, details in (inputs | outputs).items()}
+        by_name = {name: details["index"] for name, details in (inputs | outputs).items()}
+        self._indices = {name.partition(":")[0]: index for name, index in by_name.items()} | by_name
         self.signatures = listed or {"serving_default": _definition(inputs, outputs)}
 
     def ask(self, call: Call) -> Arrays:
         """Answer a call."""
         try:
             answers = self._by_signature(call) if self._runners else self._by_tensor(call)
-            if self._recurrent:  # an LSTM would go on from here, unlike the SavedModel that it was made of
-                self._interpreter.reset_all_variables()
-            return answers
         except RuntimeError:  # it may have lost its memory, and would say this again before whatever comes next
             self._load()
             raise
+        if self._recurrent:
+            self._forget()
+        return answers
+
+    def _forget(self) -> None:
+        """Reset recurrent layers: an LSTM would go on from here, unlike the SavedModel that it was made of."""
+        try:
+            self._interpreter.reset_all_variables()
+        except RuntimeError:  # a state that no signature uses has no memory
+            self._load()
 
     def _load(self) -> None:
         from ai_edge_litert.interpreter import Interpreter
@@ -125,10 +133,15 @@ class _Interpreter:
 
     def _by_tensor(self, call: Call) -> Arrays:
         signature = self.signatures[call.signature]
-        self._feed({self._indices[_plain(signature.inputs[name].name)]: array for name, array in call.inputs.items()})
+        self._feed({self._index(signature.inputs[name]): array for name, array in call.inputs.items()})
         self._interpreter.invoke()
-        places = {name: self._indices[_plain(signature.outputs[name].name)] for name in call.outputs}
+        places = {name: self._index(signature.outputs[name]) for name in call.outputs}
         return {name: self._interpreter.get_tensor(place) for name, place in places.items()}
+
+    def _index(self, info: Any) -> int:
+        """Return the tensor that a signature means; TensorFlow calls "x:0" what a file may call "x"."""
+        name = info.name if info.name in self._indices else info.name.partition(":")[0]
+        return int(self._indices[name])
 
     def _feed(self, given: dict[int, Any]) -> None:
         shapes = {index: array.shape for index, array in given.items()}
@@ -174,10 +187,6 @@ def _listed_signatures(model: Any) -> dict[str, Any]:
                 for key, value in zip(rows.Keys, rows.Values, strict=True)
             }
     return {}
-
-
-def _plain(tensor: str) -> str:
-    return tensor.partition(":")[0]
 
 
 def _definition(inputs: dict[str, Any], outputs: dict[str, Any]) -> Any:

@@ -28,7 +28,7 @@ MOST_NUMBERS = 1 << 16
 MOST_OF_A_ROW = 10_000_000
 """A signature whose rows hold more numbers is not tried out."""
 
-SCALES = (1.0, 0.01, 30.0, 1000.0)
+SCALES = (1.0, -0.01, 30.0, -1000.0)
 """Sizes of the numbers in the rows that are asked about: what clips, sorts or masks a batch shows at one of them."""
 
 _log = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ def _made_up(signature: Any, rows: int = 1, inner: int = 1, scale: float = 1.0, 
         signature: One that takes numbers only.
         rows: The size of a first dimension that is open.
         inner: The size of any other dimension that is open.
-        scale: The size of floats; integers are 0 or 1, which number something in any vocabulary.
+        scale: The size and sign of floats; integers are 0 or 1, which number something in any vocabulary.
         seed: Of the numbers.
     """
     draw = np.random.default_rng(seed)
@@ -176,7 +176,7 @@ def _made_up(signature: Any, rows: int = 1, inner: int = 1, scale: float = 1.0, 
     for name, info in signature.inputs.items():
         dtype, shape = _dtype(info), _shape(info, rows, inner)
         if dtype.is_floating:
-            values: npt.NDArray[Any] = scale * draw.standard_normal(shape)
+            values: npt.NDArray[Any] = scale * (1 + draw.standard_normal(shape))
         else:
             values = np.full(shape, seed) if seed < 2 else draw.integers(0, 2, shape)
         made[name] = np.asarray(values).astype(dtype.as_numpy_dtype)
