@@ -147,19 +147,14 @@ class Batcher:
     def _key_of(self, call: Call) -> tuple[Key | None, int]:
         """Return what calls must have in common to go together, None where this one goes alone, and its rows."""
         rules = self._rules
-        sizes = {array.shape[0] if array.ndim else None for array in call.inputs.values()}
-        rows = sizes.pop() if len(sizes) == 1 else None
+        rows = rows_in(call)
         if rules.every_call:
             _check_rows(call, rows, rules.max_batch_size)
         elif not (rows and rows <= rules.most_rows and self._independent(call)):
             return None, rows or 1
         if not rows:
             return None, 1
-        padded = rules.pad_variable_length_inputs
-        shapes = tuple(
-            (name, array.dtype.str, array.ndim if padded else array.shape[1:]) for name, array in call.inputs.items()
-        )
-        return (call.signature, call.outputs, shapes), rows
+        return key_of(call, padded=rules.pad_variable_length_inputs), rows
 
     def _enqueue(self, key: Key, waiting: _Waiting) -> None:
         batches = self._queues[key].batches if key in self._queues else deque()
@@ -241,7 +236,7 @@ class Batcher:
         began = time.perf_counter()
         rows = [waiting.rows for waiting in calls]
         try:
-            answers, ran = self._run_in_parts(_merged([waiting.call for waiting in calls]), sum(rows))
+            answers, ran = self._run_in_parts(merged([waiting.call for waiting in calls]), sum(rows))
         except Exception:  # one bad call must not cost the others their answers
             for waiting in calls:
                 self._answer_one(alone, waiting)
@@ -281,6 +276,20 @@ class Batcher:
             parts.append({name: answer[:count] for name, answer in answers.items()})
             ran.append(size)
         return (parts[0] if len(parts) == 1 else _joined(parts)), ran
+
+
+def rows_in(call: Call) -> int | None:
+    """Return how many rows each input of a call has; None where they have none, or not the same."""
+    sizes = {array.shape[0] if array.ndim else None for array in call.inputs.values()}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def key_of(call: Call, *, padded: bool = False) -> Key:
+    """Return what calls must have in common to go together; ``padded`` where shorter rows are filled up."""
+    shapes = tuple(
+        (name, array.dtype.str, array.ndim if padded else array.shape[1:]) for name, array in call.inputs.items()
+    )
+    return (call.signature, call.outputs, shapes)
 
 
 def _check_rows(call: Call, rows: int | None, most: int) -> None:
@@ -326,7 +335,8 @@ def _check_answers(answers: Arrays, rows: int) -> None:
             )
 
 
-def _merged(calls: list[Call]) -> Call:
+def merged(calls: Sequence[Call]) -> Call:
+    """Return one call with the rows of several, in their order."""
     inputs = {}
     for name in calls[0].inputs:
         arrays = [call.inputs[name] for call in calls]

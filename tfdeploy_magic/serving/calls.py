@@ -51,6 +51,9 @@ class Servable(Protocol):
     def inline(self, call: Call) -> bool:
         """Whether a call is so short that it is answered where it arrives, on the event loop too."""
 
+    def independent(self, call: Call) -> bool:
+        """Whether the rows of a call are answered beside those of others as they are alone."""
+
     def answer(self, call: Call) -> Arrays:
         """Answer a call, waiting for it.
 

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from tfdeploy_magic.artifacts.signature import Arrays
 from tfdeploy_magic.serving import inference
@@ -25,10 +26,15 @@ from tfdeploy_magic.serving.json_examples import parse_examples, write_classify,
 from tfdeploy_magic.serving.json_predict import Codec
 from tfdeploy_magic.serving.protos import get_model_metadata_pb2, input_pb2
 from tfdeploy_magic.serving.status import Code, Refusal, invalid
+from tfdeploy_magic.serving.turns import Turn
 
 MAX_UNCOMPRESSED = 100 << 20
 """Bytes that a compressed body may unfold to (http_server.cc)."""
 
+LARGE = 1 << 20
+"""Bytes of a request, or values of an answer, that may take long to read or to write."""
+
+_T = TypeVar("_T")
 _WHICH = r"(?:(?:/versions/(\d+))|(?:/labels/([^/:]+)))?"
 _PATHS = {
     "POST": re.compile(rf"/v1/models/([^/:]+){_WHICH}:(classify|regress|predict)", re.IGNORECASE | re.ASCII),
@@ -113,6 +119,7 @@ class RestApi:
         self._timeout = timeout if timeout > 0 else None
         self._check_method_names = check_method_names
         self._gets = {"status": self._status, "metadata": self._metadata}
+        self._turn = Turn()
         self._codecs: weakref.WeakKeyDictionary[Servable, Codec] = weakref.WeakKeyDictionary()
         self._posts = {"predict": self._predict, "classify": self._classify, "regress": self._regress}
 
@@ -142,18 +149,20 @@ class RestApi:
         try:
             held = self._use(wanted)
         except Refusal:
-            signature_name(parse(body))  # what is wrong with a body comes before what is wrong with a model
+            # What is wrong with a body comes before what is wrong with a model.
+            signature_name(await _apart(len(body), parse, body))
             raise
         with held as servable:
             codec = self._codecs.get(servable)
             if codec is None:
                 codec = self._codecs[servable] = Codec(servable.signatures)
-            call, by_row = codec.parse(body)
+            call, by_row = await _apart(len(body), codec.parse, body)
             answers = await self._answers(servable, call)
-            return codec.write(answers, call.signature, by_row), 0
+            size = sum(array.size for array in answers.values())
+            return await _apart(size, codec.write, answers, call.signature, by_row), 0
 
     async def _classify(self, wanted: Asked, body: bytes) -> tuple[bytes, int]:
-        name, rows = _examples(body)
+        name, rows = await _apart(len(body), _examples, body)
         with self._use(wanted) as servable:
             call = inference.classify_call(servable.signatures, name, rows, check_method_name=self._check_method_names)
             result = inference.classification(await self._answers(servable, call), len(rows))
@@ -161,7 +170,7 @@ class RestApi:
         return write_classify(found), len(rows)
 
     async def _regress(self, wanted: Asked, body: bytes) -> tuple[bytes, int]:
-        name, rows = _examples(body)
+        name, rows = await _apart(len(body), _examples, body)
         with self._use(wanted) as servable:
             call = inference.regress_call(servable.signatures, name, rows, check_method_name=self._check_method_names)
             result = inference.regression(await self._answers(servable, call), len(rows))
@@ -172,7 +181,7 @@ class RestApi:
 
     async def _answers(self, servable: Servable, call: Call) -> Arrays:
         if servable.inline(call):
-            answers = servable.answer(call)
+            answers = await self._turn.answer(servable, call)
         else:
             try:
                 async with asyncio.timeout(self._timeout):
@@ -211,6 +220,11 @@ class RestApi:
         )
         model, signatures = (json.dumps(each, indent=1) for each in (spec, described))
         return f'{{\n"model_spec":{model}\n,\n"metadata": {{"signature_def": {signatures}\n}}\n}}\n'.encode()
+
+
+async def _apart(size: int, work: Callable[..., _T], *given: Any) -> _T:
+    """Do what may take long in another thread: meanwhile the event loop answers others."""
+    return await asyncio.to_thread(work, *given) if size > LARGE else work(*given)
 
 
 def unzipped(body: bytes) -> bytes:

@@ -123,7 +123,7 @@ class LoadedVersion:
             except BaseException:
                 self._engine.close()
                 raise
-        self._batcher = Batcher(self._run, rules, self._independent, batched)
+        self._batcher = Batcher(self._run, rules, self.independent, batched)
 
     @property
     def signatures(self) -> Mapping[str, Any]:
@@ -142,6 +142,11 @@ class LoadedVersion:
             return False
         return sum(array.size for array in call.inputs.values()) <= trial.short
 
+    def independent(self, call: Call) -> bool:
+        """Whether the rows of a call are answered beside those of others as they are alone."""
+        trial = self._tried.get(call.signature)
+        return trial is not None and trial.independent
+
     def answer(self, call: Call) -> Arrays:
         """Answer a call, waiting for it."""
         return self._run(call, here=True) if self.inline(call) else self._batcher.submit(call).result()
@@ -155,10 +160,6 @@ class LoadedVersion:
         self._batcher.close()
         self._tried = {}  # a call that comes too late is refused as one that is queued
         self._engine.close()
-
-    def _independent(self, call: Call) -> bool:
-        trial = self._tried.get(call.signature)
-        return trial is not None and trial.independent
 
     def _run(self, call: Call, here: bool = False) -> Arrays:
         began = time.perf_counter()
