@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tfdeploy_magic.artifacts.signature import Signature
-from tfdeploy_magic.errors import ServingError, TfdeployError
+import numpy as np
+
+from tfdeploy_magic.artifacts.signature import Signature, TensorSpec
+from tfdeploy_magic.errors import DataError, RequestRefused, ServingError
 
 if TYPE_CHECKING:
     from tfdeploy_magic.serving.calls import VersionStatus
     from tfdeploy_magic.serving.client import Client, Metrics, Over
+    from tfdeploy_magic.serving.hosting import Host
     from tfdeploy_magic.serving.served import Served
+    from tfdeploy_magic.views.endpoint import Seen
 
 GLANCE_SECONDS = 1.0
 """How long a card waits for the server to say how it is."""
@@ -26,14 +31,30 @@ class Endpoint:
     Args:
         url: Its REST address, "http://127.0.0.1:8501/v1/models/NAME".
         grpc: The address of the server's gRPC, "127.0.0.1:8500"; None where it has none.
-        served: What is known of it where this kernel served it.
+        host: The server, where this process has started it.
+
+    Raises:
+        InputError: The address is no model's.
     """
 
     url: str
     grpc: str | None = None
-    served: Served | None = field(default=None, repr=False, compare=False)
+    host: Host | None = field(default=None, repr=False, compare=False)
 
     __tfdeploy_endpoint__: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _ = self.client  # an address that is none should be met here, and not when it is first asked
+
+    @classmethod
+    def at(cls, url: str) -> Endpoint:
+        """Return the endpoint at an address, with all that is known of it where it is a server of this user's."""
+        from tfdeploy_magic.serving import hosting, state
+
+        if (host := hosting.at(url)) is not None:
+            return cls(url, host.grpc, host)
+        servers = (server for server in state.running() if server.url and url.startswith(f"{server.url}/"))
+        return cls(url, next((server.grpc for server in servers), None))
 
     @cached_property
     def client(self) -> Client:
@@ -48,6 +69,11 @@ class Endpoint:
         return self.client.name
 
     @property
+    def served(self) -> Served | None:
+        """What is known of the version that this process has served last; None where it was another process."""
+        return self.host.served if self.host is not None else None
+
+    @property
     def signatures(self) -> Mapping[str, Signature]:
         """What it takes and gives, by the keys of its signatures, as the server says now."""
         return self.client.signatures(refresh=True)
@@ -57,7 +83,7 @@ class Endpoint:
 
         Args:
             x: ``[count, ...]`` for its one input; a dict by name, or a list, where it has several. A quantized .tflite
-                takes real numbers: they are quantized by the file's own scale.
+                that this process serves takes real numbers: they are quantized by the file's own scale.
             signature: The key of the signature.
             over: "rest" or "grpc"; left out, whichever is faster for an array of that size.
 
@@ -78,14 +104,26 @@ class Endpoint:
         return lite.outputs[0].dequantize(answers)
 
     def as_stored(self, x: Any, signature: str = "serving_default") -> Any:
-        """Return inputs as the server takes them: integers by the file's own scale, where a .tflite stores those."""
+        """Return inputs as the server takes them: integers by the file's own scale, where a .tflite stores those.
+
+        Raises:
+            DataError: Something in them is no number.
+        """
         if (lite := self._quantized(signature)) is None:
             return x
         specs = {spec.name: spec for spec in lite.inputs}
-        given = (
-            x if isinstance(x, Mapping) else dict(zip(sorted(specs), x if isinstance(x, list) else [x], strict=False))
-        )
-        return {name: specs[name].quantize(rows) if name in specs else rows for name, rows in given.items()}
+        if len(specs) == 1 and not isinstance(x, Mapping):
+            x = dict.fromkeys(specs, x)
+        elif isinstance(x, list | tuple):
+            x = dict(zip(sorted(specs), x, strict=False))
+        if not isinstance(x, Mapping) or x.keys() != specs.keys():
+            return x  # the client says what is missing
+        return {name: _stored(specs[name], rows) for name, rows in x.items()}
+
+    def inputs(self, signature: Signature) -> tuple[TensorSpec, ...]:
+        """Return what :meth:`predict` takes by a signature of the server: real numbers where that stores integers."""
+        lite = self._quantized(signature.name)
+        return tuple(spec.as_real for spec in lite.inputs) if lite else signature.inputs
 
     def _quantized(self, signature: str) -> Signature | None:
         """Return a signature of the .tflite that is served, where it stores integers."""
@@ -114,11 +152,12 @@ class Endpoint:
         from tfdeploy_magic.serving import hosting, state
 
         self.client.close()
-        host = next((host for host in hosting.hosts.values() if host.model_url == self.url), None)
-        if host is not None:
+        if (host := hosting.at(self.url)) is not None:
             host.stop()
             return
-        found = next((server for server in state.running() if server.url_of(self.name) == self.url), None)
+        found = next(
+            (server for server in state.running() if server.url and server.url_of(self.name) == self.url), None
+        )
         if found is None:
             raise ServingError(
                 f"{self.name} was not stopped",
@@ -128,15 +167,18 @@ class Endpoint:
             )
         found.stop()
 
-    def glance(self) -> tuple[list[VersionStatus], Metrics | None]:
-        """Return the state of its versions and its metrics now; nothing where the server does not answer at once."""
+    def glance(self) -> Seen:
+        """Return how it is now; next to nothing where the server does not answer at once."""
         from tfdeploy_magic.serving.client import Client
+        from tfdeploy_magic.views.endpoint import Seen
 
-        with Client(self.url, timeout=GLANCE_SECONDS) as client:
-            try:
-                return client.status(), client.metrics()
-            except TfdeployError:
-                return [], None
+        seen = Seen(self.name, self.client.url, self.grpc)
+        with Client(self.url, timeout=GLANCE_SECONDS) as client, contextlib.suppress(ServingError):
+            seen = replace(seen, states=client.status())
+            with contextlib.suppress(RequestRefused):  # not every server shows metrics
+                seen = replace(seen, metrics=client.metrics())
+            seen = replace(seen, signatures=client.signatures())
+        return seen
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.url}>"
@@ -144,10 +186,22 @@ class Endpoint:
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         from tfdeploy_magic.views import endpoint
 
-        states, metrics = self.glance()
-        signatures: Mapping[str, Signature] = {}
-        if states:
-            signatures = self.client.signatures()
-        return endpoint.mimebundle(
-            endpoint.Seen(self.name, self.url, self.grpc, states, metrics, signatures), self.served
+        return endpoint.mimebundle(self.glance(), self.served)
+
+
+def _stored(spec: TensorSpec, rows: Any) -> Any:
+    """Return rows as a tensor stores them, or as they are where the client is to refuse them."""
+    if not spec.quantized:
+        return rows
+    try:
+        real = np.asarray(rows, np.float64)
+    except (TypeError, ValueError):
+        return rows
+    if not np.isfinite(real).all():
+        raise DataError(
+            f"input '{spec.name}' does not take this",
+            found="NaN or infinity",
+            wanted=str(spec.as_real),
+            cure="No integer stands for it: clean the data first.",
         )
+    return spec.quantize(real)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -13,10 +13,10 @@ from tfdeploy_magic.artifacts.signature import Arrays, Signature, TensorSpec
 from tfdeploy_magic.commands.declaration import command
 from tfdeploy_magic.commands.endpoint import Endpoint
 from tfdeploy_magic.commands.predict import AskOptions
-from tfdeploy_magic.errors import DataError, NameNotFound
+from tfdeploy_magic.errors import DataError
 from tfdeploy_magic.jobs import Report
 from tfdeploy_magic.jobs.progress import Listener
-from tfdeploy_magic.sources.samples import arrays_of
+from tfdeploy_magic.sources.samples import NamedData, arrays_of
 
 if TYPE_CHECKING:
     from tfdeploy_magic.serving.load import Load, Saturation
@@ -42,7 +42,7 @@ class _Door:
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        return self.signature.inputs
+        return self.endpoint.inputs(self.signature)
 
     def close(self) -> None:
         """End the connections."""
@@ -50,8 +50,12 @@ class _Door:
 
 
 class LoadTest(AskOptions):
-    """Ask a served model with many clients at once: throughput, latency, failures, and where it is saturated."""
+    """Ask a served model with many clients at once: throughput, latency, failures, and where it is saturated.
 
+    Samples that fit are found in the kernel when none are named.
+    """
+
+    over: Literal["rest", "grpc"] = Field("rest", description="which of its two APIs")
     clients: int = Field(8, gt=0, le=1024, description="how many ask at once, each waiting for its answer")
     seconds: float = Field(10.0, gt=0, le=3600, description="how long they do")
     rows: int = Field(1, gt=0, description="samples in each request")
@@ -64,15 +68,7 @@ class LoadTest(AskOptions):
     def source(self) -> Any:
         """Return what the endpoint takes."""
         endpoint = self.opened()
-        signatures = endpoint.signatures
-        if self.signature not in signatures:
-            raise NameNotFound(
-                f"signature '{self.signature}'",
-                found=f"no such signature of {endpoint.name}",
-                wanted=f"one of {', '.join(signatures)}",
-                cure=f"Try --signature {next(iter(signatures), '')}.",
-            )
-        return _Door(endpoint, signatures[self.signature])
+        return _Door(endpoint, self.signed(endpoint))
 
 
 @dataclass(frozen=True)
@@ -127,10 +123,9 @@ def loadtest(options: LoadTest, progress: Listener) -> LoadTested:
     door = options.source()
     endpoint, specs = door.endpoint, door.inputs
     requests = list(_requests(options.given, specs, options.rows))
-    over = options.over or "rest"
-    endpoint.predict(requests[0], signature=options.signature, over=over)  # a refusal is better met here
+    endpoint.predict(requests[0], signature=options.signature, over=options.over)  # a refusal is better met here
     stored = [endpoint.as_stored(request, options.signature) for request in requests]
-    target = endpoint.client.target(stored, signature=options.signature, over=over)
+    target = endpoint.client.target(stored, signature=options.signature, over=options.over)
     curve = None
     if not options.no_saturation and options.clients > 1:
         step = min(STEP_SECONDS, options.seconds / 4)
@@ -138,8 +133,12 @@ def loadtest(options: LoadTest, progress: Listener) -> LoadTested:
     found = load.run(target, clients=options.clients, seconds=options.seconds, report=report)
     report.finish()
     rows = f"{options.rows} row{'s' if options.rows > 1 else ''} a request"
-    name = getattr(options.x, "name", None) or "data"
-    return LoadTested(endpoint.name, endpoint.url, found, curve, f"{name}, {rows}")
+    return LoadTested(endpoint.name, endpoint.url, found, curve, f"{_name(options.x)}, {rows}")
+
+
+def _name(data: Any) -> str:
+    """Return what data is called, without the labels, which nobody sends."""
+    return data.name.removesuffix(f", {data.labels_name}") if isinstance(data, NamedData) else "data"
 
 
 def _requests(data: Any, specs: tuple[TensorSpec, ...], rows: int) -> Iterator[Arrays]:

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from tfdeploy_magic.artifacts.signature import Signature
 from tfdeploy_magic.commands.declaration import FromKernel, Named, OnTheLine, Options, command
 from tfdeploy_magic.commands.endpoint import Endpoint
-from tfdeploy_magic.errors import DataError
+from tfdeploy_magic.errors import DataError, NameNotFound
 from tfdeploy_magic.jobs import Report
 from tfdeploy_magic.jobs.progress import Listener
 from tfdeploy_magic.sources.samples import NamedData
@@ -21,15 +22,33 @@ class AskOptions(Options):
         description="what %serve returned, or the REST address of a model"
     )
     x: Annotated[Any, FromKernel("data"), OnTheLine(positional=True)] = Field(
-        None, description="what to send: [count, ...], a dict by input name, or x_test[:3]"
+        None, description="samples: [count, ...], or a dict by input name; cut as in x_test[:3]"
     )
     signature: str = Field("serving_default", description="which signature of the model to ask")
-    over: Literal["rest", "grpc"] | None = Field(None, description="the door; left out, the faster for that size")
+    over: Literal["rest", "grpc"] | None = Field(
+        None, description="which of its two APIs; left out, the faster for that size"
+    )
 
     def opened(self) -> Endpoint:
         """Return the endpoint, also where a person gave an address."""
         found = self.endpoint.value if isinstance(self.endpoint, Named) else self.endpoint
-        return Endpoint(found) if isinstance(found, str) else found
+        return Endpoint.at(found) if isinstance(found, str) else found
+
+    def signed(self, endpoint: Endpoint) -> Signature:
+        """Return the signature that is to be asked.
+
+        Raises:
+            NameNotFound: The model has none of that name.
+        """
+        signatures = endpoint.signatures
+        if self.signature not in signatures:
+            raise NameNotFound(
+                f"signature '{self.signature}'",
+                found=f"no such signature of {endpoint.name}",
+                wanted=f"one of {', '.join(signatures)}",
+                cure=f"Try --signature {next(iter(signatures), 'NAME')}.",
+            )
+        return signatures[self.signature]
 
     @property
     def given(self) -> Any:
@@ -54,13 +73,13 @@ def predict(options: Predict, progress: Listener) -> Any:
         RequestRefused: The server answered with an error of its own.
     """
     endpoint = options.opened()
+    signature = options.signed(endpoint)
     if options.given is None:
-        key = next(iter(endpoint.signatures.values()), None)
         raise DataError(
             "there is nothing to ask",
             found="no input",
-            wanted=", ".join(map(str, key.inputs)) if key else "an array",
-            cure=f"Name it: %predict {endpoint.name} x_test[:3]",
+            wanted=" and ".join(map(str, endpoint.inputs(signature))),
+            cure="Name it behind the endpoint: x_test[:3].",
         )
     report = Report(progress)
     report.stage(f"asking {endpoint.name}")

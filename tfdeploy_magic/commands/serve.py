@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
 import os
 import re
 import shlex
@@ -15,26 +13,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tfdeploy_magic.artifacts.evidence import Finding
-from tfdeploy_magic.artifacts.signature import Arrays
 from tfdeploy_magic.commands.declaration import OnTheLine, Options, action, command
 from tfdeploy_magic.commands.endpoint import Endpoint
 from tfdeploy_magic.commands.export import ExportOptions, named_test, write_version
-from tfdeploy_magic.errors import InputError, NameNotFound
+from tfdeploy_magic.errors import InputError, JobCancelled, NameNotFound, TfdeployError
 from tfdeploy_magic.jobs import Report
 from tfdeploy_magic.jobs.progress import Listener
 
 if TYPE_CHECKING:
+    from tfdeploy_magic.artifacts.samples import SampleSet
     from tfdeploy_magic.serving.export import ExportedVersion
     from tfdeploy_magic.serving.hosting import Host
-    from tfdeploy_magic.serving.served import Served
     from tfdeploy_magic.sources import Source
     from tfdeploy_magic.views.servers import Row
-
-LONG = 400
-"""Characters of a request above which examples read it from a file."""
 
 
 class Serve(ExportOptions):
@@ -56,13 +50,47 @@ class Serve(ExportOptions):
     gpu: bool = Field(False, description="use GPUs")
     flags: str = Field("", description="more flags of tfdeploy-serve, which are tensorflow_model_server's, in quotes")
 
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Serve:
+        if self.rest_api_port is not None and self.rest_api_port == self.grpc_port:
+            raise ValueError("give REST and gRPC a port each")
+        return self
+
+    @field_validator("flags")
+    @classmethod
+    def _can_be_split(cls, value: str) -> str:
+        shlex.split(value)
+        return value
+
     def data_to_find(self) -> tuple[str, ...]:
         """Test data: what a server answers is compared with the model, also where that is copied as it is."""
+        with contextlib.closing(self.source()) as source:
+            try:
+                _ = source.inputs
+            except NameNotFound:  # it has no signature that is asked by default
+                return ()
         return ("test",)
 
     def server_flags(self) -> list[str]:
         """Return what was asked for besides the model, as flags of the server."""
         return [f"--host={self.host}", *shlex.split(self.flags)]
+
+
+_SETTLED = {
+    "model_name": "--name",
+    "model_base_path": "--base-path",
+    "rest_api_port": "--rest-api-port",
+    "port": "--grpc-port",
+    "host": "--host",
+    "gpu": "--gpu",
+}
+"""Flags of the server that options of this verb set."""
+
+_NOT_HERE = ("model_config_file", "any_port", "prefer_tflite_model", "help", "version")
+"""Flags of the server that would make it another one than the model's own."""
+
+_KEPT = ("host", "in_kernel", "gpu", "flags")
+"""Options that hold for as long as a server runs."""
 
 
 @command("serve", Serve)
@@ -79,78 +107,111 @@ def serve(options: Serve, progress: Listener) -> Endpoint:
         ServingError: The server did not start.
     """
     # Loading the extension imports every verb, and has no need of what this one does.
+    from tfdeploy_magic.commands import served_parity
     from tfdeploy_magic.serving import hosting
 
     report = Report(progress)
     with contextlib.closing(options.source()) as source, tempfile.TemporaryDirectory(prefix="tfdeploy-") as scratch:
         source.worker.listener = report.relay
-        name = options.name or _servable_name(source.name)
-        _check(options, name)
-        host = hosting.find(name)
-        if host is not None:
-            _check_same(options, host)
-        base_path = options.base_path or (host.base_path if host else hosting.own_folder() / name)
+        name = options.name or _servable_name(source)
+        running = hosting.find(name)
+        base_path = options.base_path or (running.base_path if running else hosting.own_folder() / name)
+        options = _checked(options, name, base_path.expanduser().absolute(), running)
         exported = write_version(options, source, base_path, report)
-        before = Endpoint(host.model_url, host.grpc).version if host is not None else None
         with _removed_when_it_fails(exported):
-            if host is None:
-                ours = options.base_path is None
-                host = hosting.Host(name, exported.base_path, ours, options.in_kernel, flags=options.flags)
-                host.start(_flags(options), report, gpu=options.gpu)
+            test = named_test(options.test)
+            samples = served_parity.samples_of(source, exported, test, Path(scratch) / "in", report)
+            if running is None:
+                host = _start(options, name, exported, report)
             else:
+                host = running
                 host.load(exported.version, options.timeout, report)
-        endpoint = Endpoint(host.model_url, host.grpc)
-        served = _compared(options, source, exported, endpoint, Path(scratch), report)
-        report.finish()
-        notes = tuple(Finding("note", "flag", note) for note in host.notes)
-        return replace(
-            endpoint,
-            served=replace(
-                served,
-                findings=(*served.findings, *notes),
-                seconds=dict(report.seconds),
-                in_kernel=host.in_kernel,
-                replaced=before,
-            ),
-        )
+        with contextlib.ExitStack() as undone:
+            if running is None:
+                undone.callback(host.stop)  # nobody has heard of it yet
+            endpoint = _compare(host, source, exported, samples, report)
+            undone.pop_all()
+        return endpoint
 
 
-def _servable_name(name: str) -> str:
+def _servable_name(source: Source) -> str:
     """Return what to call a model on the wire: its variable, or its file without numbers of versions."""
-    path = Path(name)
-    stem = path.parent.name if path.name.isdecimal() and path.parent.name else path.stem or name
-    return re.sub(r"[^\w.-]", "_", stem)
+    name = source.name
+    if isinstance(source.given, str | Path) and not name.isidentifier():
+        path = source.value.absolute()
+        path = path.parent if path.name == "saved_model.pb" else path
+        path = path.parent if path.name.isdecimal() else path
+        name = path.name if path.is_dir() else path.stem
+    return re.sub(r"[^\w.-]", "_", name)
 
 
-def _check(options: Serve, name: str) -> None:
-    """Refuse, before any work is done, what the server would refuse."""
-    from tfdeploy_magic.serving import flags
+# What can be refused before any work is done
 
-    if re.search(r"[/:\s]", name) or not name:
+
+def _checked(options: Serve, name: str, base_path: Path, running: Host | None) -> Serve:
+    """Refuse what cannot be, and return the options with the number of the version where that must be a certain one."""
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
         raise InputError(
             "a model cannot be served by that name",
             found=f"'{name}'",
-            wanted="a name without slashes, colons and spaces: it is part of its address",
+            wanted="a name of letters, digits, dots, dashes and underscores: it is part of its address",
             cure="Choose another: --name digits.",
         )
-    flags.parse([f"--model_name={name}", "--model_base_path=/", *options.server_flags()])
+    _check_flags(options)
+    if running is None:
+        _check_address(options)
+    else:
+        _check_same(options, running)
+    return _numbered(options, name, base_path, running)
 
 
-def _check_same(options: Serve, host: Host) -> None:
-    """Refuse to swap a model under a server that was asked to be another one."""
-    asked = {
-        "--base-path": options.base_path is not None and options.base_path.expanduser().absolute() != host.base_path,
-        "--rest-api-port": options.rest_api_port not in (None, _port(host.url)),
-        "--grpc-port": options.grpc_port not in (None, _port(host.grpc)),
-        "--in-kernel": options.in_kernel and not host.in_kernel,
-        "--flags": bool(options.flags) and options.flags != host.flags,
-    }
-    if changed := next((flag for flag, differs in asked.items() if differs), None):
+def _check_flags(options: Serve) -> None:
+    from tfdeploy_magic.serving import flags
+
+    for word in shlex.split(options.flags):
+        given = word.lstrip("-").partition("=")[0]
+        if given in _SETTLED or given in _NOT_HERE:
+            raise InputError(
+                "--flags has one that does not belong there",
+                found=word,
+                wanted="flags that leave the server this model's own",
+                cure=f"Write {_SETTLED[given]}." if given in _SETTLED else "!tfdeploy-serve --help lists them all.",
+            )
+    parsed = flags.parse(["--model_base_path=/", *options.server_flags()])
+    if unknown := next((note for note in parsed.notes if note.startswith("unknown argument")), None):
         raise InputError(
-            f"{host.name} is served already, at {host.model_url}",
-            found=f"another {changed}",
+            "--flags cannot be used",
+            found=unknown.rstrip("?"),
+            wanted="flags of tfdeploy-serve",
+            cure="!tfdeploy-serve --help lists them all.",
+        )
+
+
+def _check_address(options: Serve) -> None:
+    from tfdeploy_magic.serving.http import check_port
+
+    for port in (options.rest_api_port or 0, options.grpc_port or 0):
+        check_port(options.host, port)
+
+
+def _check_same(options: Serve, running: Host) -> None:
+    """Refuse to swap a model under a server that was asked to be another one."""
+    found = {
+        **running.asked,
+        "base_path": running.base_path,
+        "rest_api_port": _port(running.url),
+        "grpc_port": _port(running.grpc),
+    }
+    for option in found.keys() & options.model_fields_set:
+        asked = getattr(options, option)
+        if asked in (None, found[option]) or (option == "base_path" and asked.expanduser().absolute() == found[option]):
+            continue
+        flag = f"--{option.replace('_', '-')}"
+        raise InputError(
+            f"{running.name} is served already, at {running.model_url}",
+            found=f"another {flag}",
             wanted="the server as it runs",
-            cure=f"Leave {changed} out to swap to a new version, or %serve --stop {host.name} first.",
+            cure=f"Leave {flag} out to swap to a new version, or %serve --stop {running.name} first.",
         )
 
 
@@ -158,11 +219,32 @@ def _port(address: str | None) -> int | None:
     return int(address.rpartition(":")[2]) if address else None
 
 
-def _flags(options: Serve) -> list[str]:
-    from tfdeploy_magic.serving.http import free_port
+def _numbered(options: Serve, name: str, base_path: Path, running: Host | None) -> Serve:
+    """Return the options with a number that is served: the newest in its folder, and never one that was before."""
+    from tfdeploy_magic.serving import hosting, version_folder
 
-    rest, grpc = (port or free_port(options.host) for port in (options.rest_api_port, options.grpc_port))
-    return [f"--rest_api_port={rest}", f"--port={grpc}", *options.server_flags()]
+    other = next((host for host in hosting.hosts.values() if host.base_path == base_path and host is not running), None)
+    if other is not None:
+        raise InputError(
+            f"{name} cannot have its versions in {base_path}",
+            found=f"those of {other.name}, which is served from there",
+            wanted="a folder for each model",
+            cure=f"Choose another --base-path, or swap {other.name}: --name {other.name}.",
+        )
+    following = version_folder.number_of(base_path, "auto")
+    if running is not None:
+        following = max(following, running.newest + 1)
+    if options.version is None:
+        return options.model_copy(update={"version": following}) if running is not None else options
+    version_folder.number_of(base_path, options.version)
+    if options.version < following - 1:
+        raise InputError(
+            f"version {options.version} of {name} would not be served",
+            found=f"version {following - 1} in {base_path}",
+            wanted="a higher number: the highest is served",
+            cure=f"Leave --version out and it becomes {following}.",
+        )
+    return options
 
 
 @contextlib.contextmanager
@@ -175,73 +257,78 @@ def _removed_when_it_fails(exported: ExportedVersion) -> Iterator[None]:
         raise
 
 
-def _compared(
-    options: Serve,
-    source: Source,
-    exported: ExportedVersion,
-    endpoint: Endpoint,
-    folder: Path,
-    report: Report,
-) -> Served:
-    """Ask the server what the model is asked, and return what is known of it."""
+def _start(options: Serve, name: str, exported: ExportedVersion, report: Report) -> Host:
+    from tfdeploy_magic.serving import hosting
+    from tfdeploy_magic.serving.http import free_port
+
+    hosting.clean_up()
+    asked = {option: getattr(options, option) for option in _KEPT}
+    host = hosting.Host(name, exported.base_path, options.base_path is None, options.in_kernel, asked=asked)
+    host.worker.deadline = options.timeout
+    rest, grpc = (port or free_port(options.host) for port in (options.rest_api_port, options.grpc_port))
+    flags = [f"--rest_api_port={rest}", f"--port={grpc}", *options.server_flags()]
+    host.start(exported.version, flags, report, gpu=options.gpu)
+    return host
+
+
+# What it answers
+
+
+def _compare(
+    host: Host, source: Source, exported: ExportedVersion, samples: SampleSet | None, report: Report
+) -> Endpoint:
+    """Ask the server what the model is asked, and keep what is known of it."""
     from tfdeploy_magic.commands import served_parity
     from tfdeploy_magic.serving.served import Served
 
-    model = exported.model or source.model
-    lite = {signature.name: signature for signature in (model.signature,)} if exported.lite else None
-    served = Served(
+    notes = (Finding("warning", "flag", note) for note in host.notes)
+    told = {"lite"} if samples is None else {"lite", "not-measured", "copied"}
+    endpoint = Endpoint(host.model_url, host.grpc, host)
+    host.served = Served(
         version=exported.version,
-        source=f"{source.name}: {model.description}",
+        source=_described(source, exported),
         base_path=str(exported.base_path),
         size=exported.size,
-        findings=exported.findings,
-        lite=lite,
+        findings=(*notes, *(finding for finding in exported.findings if finding.code not in told)),
+        lite=exported.signatures if exported.lite else None,
+        in_kernel=host.in_kernel,
+        replaced=host.served.version if host.served is not None else None,
     )
-    asking = replace(endpoint, served=served)
-    parity = served_parity.compare(source, exported, asking, named_test(options.test), folder, report)
-    if parity.first is None:
-        return served
-    request = _request(asking.as_stored(parity.first))
-    file = None
-    if len(request) > LONG:
-        file = str(_write_request(endpoint.name, request))
-    findings = tuple(finding for finding in exported.findings if finding.code not in ("not-measured", "copied", "lite"))
-    served = replace(served, findings=findings)
-    return replace(served, parity=parity.evidence, tested=parity.tested, request=request, request_file=file)
+    if samples is not None:
+        request = served_parity.example(source, exported, endpoint, samples)
+        host.served = replace(host.served, request=request, request_file=_file(host, request))
+        try:
+            parity = served_parity.compare(source, exported, endpoint, samples, report)
+            host.served = replace(host.served, parity=parity, tested=samples.name if parity else None)
+        except JobCancelled:
+            raise
+        except TfdeployError as error:  # it is served, and that is worth to be known with this beside it
+            message = f"its answers were not compared: {error.what}: found {error.found}"
+            failed = Finding("error", "not-compared", message, error.cure)
+            host.served = replace(host.served, findings=(failed, *host.served.findings))
+    report.finish()
+    host.served = replace(host.served, seconds=dict(report.seconds))
+    return endpoint
 
 
-def _request(inputs: Arrays) -> str:
-    """Return the JSON that asks about these inputs, by row."""
-    plain = {name: _plain(array) for name, array in inputs.items()}
-    rows: list[Any] = next(iter(plain.values()))
-    if len(plain) > 1:
-        rows = [dict(zip(plain, row, strict=True)) for row in zip(*plain.values(), strict=True)]
-    return json.dumps({"instances": rows})
+def _file(host: Host, request: str | None) -> str | None:
+    """Write a request down that is too long to be shown, and return where."""
+    from tfdeploy_magic.views.endpoint import LONG
+
+    if request is None or len(request) <= LONG:
+        return None
+    host.request_file.parent.mkdir(parents=True, exist_ok=True)
+    host.request_file.write_text(request)
+    return str(host.request_file)
 
 
-def _plain(array: Any) -> list[Any]:
-    if array.dtype.kind in "SO":
-        return [_text(value) for value in array.ravel()] if array.ndim == 1 else [_plain(row) for row in array]
-    import orjson
+def _described(source: Source, exported: ExportedVersion) -> str:
+    from tfdeploy_magic.views import words
 
-    # As short as the number can be told: 0.1 and not 0.10000000149011612.
-    return list(orjson.loads(orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)))
-
-
-def _text(value: bytes | str) -> Any:
-    try:
-        return value.decode() if isinstance(value, bytes) else value
-    except UnicodeDecodeError:
-        return {"b64": base64.b64encode(value).decode()}  # type: ignore[arg-type]
-
-
-def _write_request(name: str, request: str) -> Path:
-    from tfdeploy_magic.serving import hosting
-
-    path = hosting.own_folder() / f"{name}-request.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(request)
-    return path
+    name = words.path(Path(source.name))
+    with contextlib.suppress(NameNotFound):  # a file with no signature that is asked by default
+        return f"{name}: {(exported.model or source.model).description}"
+    return name
 
 
 class ListServers(Options):
@@ -333,21 +420,19 @@ def _rows() -> Iterator[Row]:
 
     for server in state.running():
         for model in server.models:
-            endpoint = Endpoint(server.url_of(model), server.grpc)
-            states, metrics = endpoint.glance() if server.url else ([], None)
-            serving = next((found.version for found in states if found.state == "AVAILABLE"), None)
+            shown = "gRPC only", "–"
+            if server.url is not None:
+                seen = Endpoint(server.url_of(model)).glance()
+                now = seen.states[0].state.lower() if seen.states else "not answering"
+                serving = f"version {seen.version}" if seen.version is not None else now
+                shown = serving, f"{sum(seen.metrics.requests.values()):,}" if seen.metrics else "–"
+            url = server.url_of(model) if server.url else "–"
             yield Row(
-                model,
-                f"version {serving}" if serving is not None else "not answering" if not states else states[0].state,
-                server.url_of(model) if server.url else "–",
-                server.grpc or "",
-                f"{sum(metrics.requests.values()):,}" if metrics else "–",
-                _owner(server.kernel, server.pid),
-                server.started,
+                model, shown[0], url, server.grpc or "", shown[1], _owner(server.kernel, server.pid), server.started
             )
 
 
 def _owner(kernel: int | None, pid: int) -> str:
     if kernel is None:
         return f"process {pid}"
-    return "this kernel" if kernel == os.getpid() else f"kernel {kernel}"
+    return "this kernel" if kernel == os.getpid() else f"the kernel {kernel}"

@@ -78,7 +78,7 @@ class CommandParser(MagicArgumentParser):
 
     def _parsed(self, words: list[str]) -> Line:
         # Intermixed: of two words that stand alone the second may come after an option.
-        known, unknown = self.parse_known_intermixed_args(words)
+        known, unknown = self.parse_known_intermixed_args(self._with_text(words))
         if unknown:
             verb = self.command.name.partition(" ")[0]
             self.error(f"unknown: {unknown[0]}{self._nearest(unknown[0])}. %{verb}? shows what there is")
@@ -87,6 +87,18 @@ class CommandParser(MagicArgumentParser):
         if variable is not None and (not variable.isidentifier() or keyword.iskeyword(variable)):
             self.error(f"--as {variable}: not a variable name")
         return Line({name: value for name, value in values.items() if value is not None}, variable, debug, self)
+
+    def _with_text(self, words: list[str]) -> list[str]:
+        """Return the words with those options that take any text joined to it: it may be flags, "--enable_batching"."""
+        joined: list[str] = []
+        for word in words:
+            option = self._option_string_actions.get(joined[-1]) if joined else None
+            field = self.command.options.model_fields.get(option.dest) if option else None
+            if field is not None and field.annotation is str and word not in self._option_string_actions:
+                joined[-1] += f"={word}"
+            else:
+                joined.append(word)
+        return joined
 
     def validated(self, values: dict[str, Any]) -> Any:
         """Return the command's options.
@@ -136,7 +148,7 @@ class CommandParser(MagicArgumentParser):
         elif field.annotation is bool:
             self.add_argument(*spelled, dest=name, action="store_const", const=True, help=description)
         else:
-            default = "" if field.default in (None, ()) else f" (default: {field.default})"
+            default = "" if field.default in (None, (), "") else f" (default: {field.default})"
             metavar = "|".join(words) if words else _metavar(field)
             help_text = f"{description}{default}"
             self.add_argument(*spelled, dest=name, metavar=metavar, choices=words or None, help=help_text)

@@ -7,18 +7,24 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
 from tfdeploy_magic.errors import TfdeployError
 from tfdeploy_magic.serving import flags
 
+STOP_SECONDS = 4.0
+"""How long ending may take: a call that takes longer gets no answer."""
+
 
 def main() -> int:
-    """Serve until SIGINT or SIGTERM.
+    """Serve until SIGINT or SIGTERM, which end the process with status 0.
 
     Returns:
-        The exit status: 0 when it was stopped, 1 when it could not start.
+        The exit status 1: it could not start.
     """
-    logging.basicConfig(format="%(asctime)s %(levelname).1s %(message)s", level=logging.INFO, stream=sys.stderr)
+    _at_the_end(lambda *_: os._exit(0))  # a model may take long to load, and nobody is served before
+    _log_to_standard_error()
     try:
         options = flags.parse(sys.argv[1:])
         for note in options.notes:
@@ -28,19 +34,34 @@ def main() -> int:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         from tfdeploy_magic.serving.server import ModelServer
 
-        stopped = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stopped.set())
         server = ModelServer(options)
     except TfdeployError as error:
         print(f"tfdeploy-serve: {error}", file=sys.stderr)
         return 1
-    logging.info("Running gRPC ModelServer at %s ...", server.grpc_address or options.grpc_socket_path)
+    stopped = threading.Event()
+    _at_the_end(lambda *_: stopped.set())
+    if server.grpc_address:
+        logging.info("Running gRPC ModelServer at %s ...", server.grpc_address)
+    if options.grpc_socket_path:
+        logging.info("Running gRPC ModelServer at UNIX socket %s ...", options.grpc_socket_path)
     if server.url:
         logging.info("Exporting HTTP/REST API at: %s ...", server.url)
     stopped.wait()
+    threading.Timer(STOP_SECONDS, os._exit, [0]).start()
     server.stop()
-    return 0
+    os._exit(0)  # without the seconds that TensorFlow takes to be torn down
+
+
+def _at_the_end(act: Callable[..., Any]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, act)
+
+
+def _log_to_standard_error() -> None:
+    """Log to a descriptor of our own, which goes on while TensorFlow's is silenced."""
+    stream = os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1)
+    logging.basicConfig(format="%(asctime)s %(levelname).1s %(message)s", level=logging.INFO, stream=stream)
+    logging.getLogger("tensorflow").setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

@@ -52,15 +52,17 @@ class ServerOptions:
     ] = ()
     grpc_max_threads: Annotated[int, Flag("Threads that answer gRPC calls.", (1, 2**31 - 1))] = 4 * _CPUS
     enable_grpc_healthcheck_service: Annotated[bool, Flag("Answer grpc.health.v1.Health.")] = False
-    enable_profiler: Annotated[bool, Flag("Answer tensorflow.ProfilerService on the gRPC port.")] = True
+    enable_profiler: Annotated[
+        bool,
+        Flag("Answer tensorflow.ProfilerService on the gRPC port; once asked, TensorFlow's listens on all addresses."),
+    ] = False
     enable_serialization_as_tensor_content: Annotated[
         bool, Flag("Answer gRPC Predict with tensor_content instead of a field for the type.")
     ] = False
     ssl_config_file: Annotated[Path | None, Flag("SSLConfig that secures the gRPC port.")] = None
 
     rest_api_port: Annotated[int, Flag("TCP port for REST and metrics, not that of --port; 0 for none.", _PORT)] = 0
-    rest_api_num_threads: Annotated[int, Flag("Threads that answer REST calls.", (1, 2**31 - 1))] = 4 * _CPUS
-    rest_api_timeout_in_ms: Annotated[int, Flag("How long a REST call may take.")] = 30_000
+    rest_api_timeout_in_ms: Annotated[int, Flag("How long a REST call may take; 0 for any time.")] = 30_000
     rest_api_enable_cors_support: Annotated[bool, Flag("Let pages of other origins use REST.")] = False
     monitoring_config_file: Annotated[Path | None, Flag("MonitoringConfig: whether and where metrics are told.")] = None
 
@@ -87,7 +89,6 @@ class ServerOptions:
     num_tflite_pools: Annotated[int, Flag("Calls of one .tflite file that are answered at once.", _COUNT)] = _CPUS
 
     num_load_threads: Annotated[int, Flag("Versions that are loaded at once; 0 for one after another.", _COUNT)] = 0
-    num_unload_threads: Annotated[int, Flag("Versions that are unloaded at once; 0 for one after another.", _COUNT)] = 0
     max_num_load_retries: Annotated[int, Flag("How often a version that cannot be loaded is tried again.", _COUNT)] = 5
     load_retry_interval_micros: Annotated[int, Flag("Wait between tries; negative for none.", _INT64)] = 60_000_000
     enable_model_warmup: Annotated[
@@ -147,7 +148,9 @@ _WITHOUT_EFFECT: dict[str, tuple[type, str]] = {
         "each interpreter answers calls by itself; --num_tflite_pools counts them",
     ),
     "platform_config_file": (Path, "tensorflow is the one platform, and each of its settings is a flag"),
+    "num_unload_threads": (int, "each version is unloaded in a thread of its own"),
     "remove_unused_fields_from_bundle_metagraph": (bool, "of a graph only the signatures are kept, always"),
+    "rest_api_num_threads": (int, "REST calls arrive in one thread; what takes long is answered in the model's own"),
     "skip_initialize_tpu": (bool, "no TPU is ever used"),
     "thread_pool_factory_config_file": (
         Path,
@@ -160,7 +163,6 @@ _WITHOUT_EFFECT: dict[str, tuple[type, str]] = {
 
 # What each of these needs, one of them at least.
 _ONLY_WITH: dict[str, tuple[str, ...]] = {
-    "rest_api_num_threads": ("rest_api_port", "any_port"),
     "rest_api_timeout_in_ms": ("rest_api_port", "any_port"),
     "rest_api_enable_cors_support": ("rest_api_port", "any_port"),
     "monitoring_config_file": ("rest_api_port", "any_port"),

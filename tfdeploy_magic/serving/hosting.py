@@ -7,7 +7,10 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,9 @@ import psutil
 
 from tfdeploy_magic.errors import ServingError, TfdeployError
 from tfdeploy_magic.jobs import Report, Worker, silent
+from tfdeploy_magic.jobs.progress import Progress
 from tfdeploy_magic.serving import state
+from tfdeploy_magic.serving.served import Served
 
 KEPT_VERSIONS = 3
 """Versions of a model that stay on disk where nobody chose the folder."""
@@ -34,7 +39,9 @@ class Host:
         base_path: The folder of its versions.
         ours: Whether that folder is ours to clean up.
         in_kernel: Whether it runs in this process.
-        flags: What a person asked for besides, as they wrote it.
+        asked: What a person asked for besides, option -> value.
+        served: What is known of the version that it serves; None before there is one.
+        newest: The highest version that it was ever asked to load: no number is given twice.
     """
 
     name: str
@@ -45,8 +52,11 @@ class Host:
     url: str = ""
     grpc: str | None = None
     pid: int = 0
-    flags: str = ""
+    asked: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    served: Served | None = None
+    newest: int = 0
+    owner: int = field(default_factory=os.getpid)
 
     @property
     def alive(self) -> bool:
@@ -54,14 +64,20 @@ class Host:
         return self.in_kernel or (self.pid != 0 and self.pid == self.worker.pid and psutil.pid_exists(self.pid))
 
     @property
+    def request_file(self) -> Path:
+        """Where a request lies that examples send."""
+        return own_folder() / f"{self.name}-request.json"
+
+    @property
     def model_url(self) -> str:
         """The model's REST address."""
         return f"{self.url}/v1/models/{self.name}"
 
-    def start(self, flags: Sequence[str], report: Report, *, gpu: bool) -> None:
+    def start(self, version: int, flags: Sequence[str], report: Report, *, gpu: bool) -> None:
         """Start it, and return when the model is served.
 
         Args:
+            version: The newest, which it is to load.
             flags: Of ``tfdeploy-serve``.
             report: Told of the progress.
             gpu: Whether it may use GPUs.
@@ -77,9 +93,11 @@ class Host:
             started = self._call("start_task", report, argv=argv, kernel=os.getpid(), devices=devices)
         except BaseException:
             self.worker.close()
+            self._take_away()
             raise
         self.url, self.grpc, self.pid = started["url"], started["grpc"], started["pid"]
         self.notes = tuple(started["notes"])
+        self.newest = version
         hosts[self.name] = self
 
     def load(self, version: int, seconds: float, report: Report) -> None:
@@ -88,7 +106,13 @@ class Host:
         Raises:
             VersionFailed: It cannot be loaded; the version before it still is served.
         """
-        self._call("load_task", report, model=self.name, version=version, seconds=seconds)
+        self.newest = max(self.newest, version)
+        stage = f"loading version {version}"
+        report.stage(stage)
+        _in_a_thread(
+            lambda: self._call("load_task", Report(silent), model=self.name, version=version, seconds=seconds),
+            lambda elapsed: report.pass_on(Progress(stage, None, elapsed)),
+        )
         if self.ours:
             numbers = sorted(int(path.name) for path in self.base_path.iterdir() if path.name.isdecimal())
             for number in numbers[:-KEPT_VERSIONS]:
@@ -101,12 +125,12 @@ class Host:
             with contextlib.suppress(TfdeployError):
                 self._call("stop_task", Report(silent), model=self.name)
         self.worker.close()
+        self._take_away()
+
+    def _take_away(self) -> None:
+        self.request_file.unlink(missing_ok=True)
         if self.ours:
             shutil.rmtree(self.base_path, ignore_errors=True)
-
-    def log(self) -> str:
-        """Return what it has printed."""
-        return self.worker.output()
 
     def _call(self, task: str, report: Report, **arguments: Any) -> Any:
         if not self.in_kernel:
@@ -115,6 +139,28 @@ class Host:
         from tfdeploy_magic.serving import process
 
         return getattr(process, task)(report, **arguments)
+
+
+def _in_a_thread(work: Callable[[], Any], waiting: Callable[[float], None]) -> None:
+    """Do work that the stop button does not reach: it would end the worker, and with it what is served.
+
+    Args:
+        work: What to do; after the stop button it goes on, and nobody waits for it.
+        waiting: Told meanwhile how many seconds it has taken.
+    """
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    began = time.monotonic()
+    threading.Thread(target=run, name="load", daemon=True).start()
+    while not wait([outcome], timeout=0.1).done:
+        waiting(time.monotonic() - began)
+    outcome.result()
 
 
 hosts: dict[str, Host] = {}
@@ -148,6 +194,11 @@ def find(name: str) -> Host | None:
     return host
 
 
+def at(url: str) -> Host | None:
+    """Return the server of this process that has a model at this REST address."""
+    return next((host for host in hosts.values() if host.model_url == url), None)
+
+
 def stop_everywhere(name: str) -> bool:
     """Stop the server of that name, of this process or of another one of this user.
 
@@ -173,7 +224,9 @@ def stop_everywhere(name: str) -> bool:
 
 @atexit.register
 def _stop_all() -> None:
-    if hosts:
-        for host in list(hosts.values()):
-            host.stop()
+    # Not those that a process inherited when it was forked: they are its parent's.
+    own = [host for host in hosts.values() if host.owner == os.getpid()]
+    for host in own:
+        host.stop()
+    if own:
         shutil.rmtree(own_folder(), ignore_errors=True)

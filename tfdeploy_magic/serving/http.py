@@ -18,7 +18,7 @@ import uvloop
 
 from tfdeploy_magic.errors import ServingError
 from tfdeploy_magic.serving.json_documents import error_body
-from tfdeploy_magic.serving.rest import RestApi, unzipped
+from tfdeploy_magic.serving.rest import Reply, RestApi, unzipped
 from tfdeploy_magic.serving.status import Refusal
 
 MAX_BODY = 256 << 20
@@ -28,6 +28,7 @@ LARGE_BODY = 1 << 16
 """A body that may take a while to arrive; only those are worth a watch."""
 
 _JSON = [("Content-Type", "application/json")]
+_PLAIN = [("Content-Type", "text/plain")]
 _CORS = [
     ("Access-Control-Allow-Origin", "*"),
     ("Access-Control-Allow-Methods", "POST, GET"),
@@ -48,7 +49,7 @@ class HttpDoor:
         metrics_path: Where Prometheus finds ``metrics()``; None for nowhere.
         metrics: Returns the metrics as text.
         cors: Let pages of any origin ask.
-        timeout: Seconds that a body may take to arrive.
+        timeout: Seconds that a body may take to arrive; 0 or less for any time.
 
     Raises:
         ServingError: The port is taken, or the address is none of this machine's.
@@ -72,11 +73,12 @@ class HttpDoor:
         logging.getLogger("_granian").setLevel(logging.ERROR)
         self.host, self.port = host, port
         self._api, self._metrics_path, self._metrics = api, metrics_path, metrics
-        self._cors, self._timeout = cors, timeout
+        self._cors, self._timeout = cors, timeout if timeout > 0 else None
         self._headers = _JSON + _CORS if cors else _JSON
         self._guarded = is_loopback(host)
+        address = host if ":" in host else socket.gethostbyname(host)  # granian takes no names
         self._server = Server(
-            self._answer, address=host, port=port, interface=Interfaces.RSGI, http=HTTPModes.http1, websockets=False,
+            self._answer, address=address, port=port, interface=Interfaces.RSGI, http=HTTPModes.http1, websockets=False,
             log_enabled=False, backlog=1024,
         )  # fmt: skip
         self._loop = uvloop.new_event_loop()
@@ -114,32 +116,37 @@ class HttpDoor:
         if self._guarded and (wrong := self._stranger(headers)):
             protocol.response_bytes(403, self._headers, error_body(wrong))
             return
-        path = scope.path
+        path = f"{scope.path}?{scope.query_string}" if scope.query_string else scope.path
         if path[:4].lower() != "/v1/":
-            self._answer_beside(scope.method, path, protocol)
+            self._answer_beside(scope.path, path, protocol)
             return
         if scope.method == "OPTIONS" and self._cors and headers.get("origin", "").startswith(("http://", "https://")):
             protocol.response_empty(200, self._headers)
             return
-        try:
-            body = await self._body(headers, protocol) if scope.method != "GET" else b""
-        except Refusal as refusal:
-            protocol.response_bytes(refusal.code.http, self._headers, error_body(refusal.message))
-            return
-        except TimeoutError:
-            protocol.response_bytes(408, self._headers, error_body(f"the body did not arrive in {self._timeout:g} s"))
-            return
-        if body is None:
-            protocol.response_bytes(413, self._headers, error_body(f"the body is larger than {MAX_BODY} bytes"))
-            return
-        status, answer = await self._api.reply(scope.method, path, body)
+        status, answer = await self._reply(scope.method, path, headers, protocol)
         protocol.response_bytes(status, self._headers, answer)
 
-    def _answer_beside(self, method: str, path: str, protocol: Any) -> None:
-        if path == self._metrics_path and method == "GET":
-            protocol.response_bytes(200, [("Content-Type", "text/plain")], self._metrics())
-        else:
+    async def _reply(self, method: str, path: str, headers: Any, protocol: Any) -> Reply:
+        try:
+            body = await self._body(headers, protocol) if method != "GET" else b""
+        except Refusal as refusal:
+            return refusal.code.http, error_body(refusal.message)
+        except TimeoutError:
+            return 408, error_body(f"the body did not arrive in {self._timeout:g} s")
+        except RuntimeError:  # granian's ProtocolClosed
+            return 400, error_body("the body is shorter than it was said to be")
+        if body is None:
+            return 413, error_body(f"the body is larger than {MAX_BODY} bytes")
+        return await self._api.reply(method, path, body)
+
+    def _answer_beside(self, path: str, with_query: str, protocol: Any) -> None:
+        if path != self._metrics_path:
             protocol.response_bytes(404, [("Content-Type", "text/html")], _NOT_FOUND)
+        elif with_query != path:
+            wrong = f"Unexpected path: {with_query}. Should be {path}"
+            protocol.response_bytes(400, _PLAIN, wrong.encode("utf-8", "replace"))
+        else:
+            protocol.response_bytes(200, _PLAIN, self._metrics())
 
     async def _body(self, headers: Any, protocol: Any) -> bytes | None:
         """Return the body, unzipped; None when it is too large."""
@@ -152,7 +159,7 @@ class HttpDoor:
             async with asyncio.timeout(self._timeout):
                 body = await protocol() if length.isdecimal() else await _chunks(protocol)
         if body is not None and "gzip" in headers.get("content-encoding", "").lower():
-            return unzipped(body)
+            return await asyncio.to_thread(unzipped, body)  # a small body may hold a large one
         return body
 
     def _stranger(self, headers: Any) -> str:
@@ -161,7 +168,7 @@ class HttpDoor:
         if host is not None and not is_loopback(_name_in(host)):
             return f"Host {host} is not this server's; it listens on {self.host} only"
         origin = headers.get("origin")
-        if origin is not None and not self._cors and not is_loopback(urlsplit(origin).hostname or ""):
+        if origin is not None and not self._cors and not is_loopback(_name_in_origin(origin)):
             return f"Origin {origin} may not ask; --rest_api_enable_cors_support lets pages of any origin ask"
         return ""
 
@@ -181,6 +188,13 @@ def _name_in(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0]
+
+
+def _name_in_origin(origin: str) -> str:
+    try:
+        return urlsplit(origin).hostname or ""
+    except ValueError:
+        return ""
 
 
 @functools.lru_cache(maxsize=256)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import logging
+import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +30,7 @@ from tfdeploy_magic.serving.request_log import RequestLog
 from tfdeploy_magic.serving.rest import RestApi
 from tfdeploy_magic.serving.servable import LoadedVersion, Settings
 from tfdeploy_magic.serving.status import Refusal
+from tfdeploy_magic.sources.native import native_stderr_to
 
 GRACE_SECONDS = 2.0
 """How long calls that are being answered may take when the server stops."""
@@ -52,12 +56,12 @@ class ModelServer:
     def __init__(self, options: ServerOptions, *, kernel: int | None = None) -> None:
         self.options = options
         self.monitoring = Monitoring()
-        config = _config_of(options)
-        self._log = _request_log(options)
+        self._config = _config_of(options)
         self._settings = _settings(options)
+        self._monitored = _monitored(options)
         self.port, self.rest_port = _ports(options)
+        self._reloading = threading.Lock()
         self._stopping = threading.Event()
-        self._config_read = config
         self.models = ModelManager(
             self._load,
             poll_seconds=options.file_system_poll_wait_seconds,
@@ -66,21 +70,16 @@ class ModelServer:
             load_threads=options.num_load_threads or 1,
             labels_for_unavailable=options.allow_version_labels_for_unavailable_models,
         )
+        self._log: RequestLog | None = None
         self._rest: HttpDoor | None = None
         self._grpc: Any = None
+        self._kernel = kernel
         self._noted: Path | None = None
         try:
-            self._start(config)
+            self._start()
         except BaseException:
             self.stop()
             raise
-        self._noted = state.note(
-            tuple(self.models.names()),
-            self.url,
-            self.grpc_address,
-            {entry.name: entry.base_path for entry in config.model_config_list.config},
-            kernel,
-        )
 
     @property
     def url(self) -> str | None:
@@ -98,30 +97,36 @@ class ModelServer:
         Raises:
             Refusal: It cannot be.
         """
-        configs.check_model_config(config, self._config_read)
-        for entry in config.model_config_list.config:
-            self.monitoring.served(entry.name)
-        self.models.reload(config)
-        self._config_read = config
+        with self._reloading:
+            configs.check_model_config(config, self._config)
+            for entry in config.model_config_list.config:
+                self.monitoring.served(entry.name)
+            self.models.reload(config)
+            self._config = config
+            for remark in configs.remarks(config):
+                _log.warning(remark)
+            if self._noted is not None:
+                self._note()
 
     def stop(self) -> None:
         """Stop listening, answer what has been asked, and unload everything."""
         self._stopping.set()
+        if self._noted is not None:
+            self._noted.unlink(missing_ok=True)
+        ended = self._grpc.stop(GRACE_SECONDS) if self._grpc is not None else None
         if self._rest is not None:
             self._rest.close()
-        if self._grpc is not None:
-            self._grpc.stop(GRACE_SECONDS).wait()
+        if ended is not None:
+            ended.wait()
         self.models.close()
         if self._log is not None:
             self._log.close()
-        if self._noted is not None:
-            self._noted.unlink(missing_ok=True)
 
     # Starting
 
-    def _start(self, config: Any) -> None:
+    def _start(self) -> None:
         try:
-            self.reload(config)
+            self.reload(self._config)
         except Refusal as refusal:
             raise VersionFailed(
                 "the models cannot be served",
@@ -129,16 +134,28 @@ class ModelServer:
                 wanted="a base path that holds numbered directories, each a whole SavedModel",
                 cure="Look at the directory, or export the model again.",
             ) from refusal
+        self._log = _request_log(self.options, self.monitoring)
         if self.rest_port:
             self._rest = self._rest_door()
         if self.port or self.options.grpc_socket_path is not None:
             self._grpc = self._grpc_server()
         if self.options.model_config_file is not None and self.options.model_config_file_poll_wait_seconds > 0:
             threading.Thread(target=self._read_config_again, name="model-config", daemon=True).start()
+        self._note()
+
+    def _note(self) -> None:
+        """Tell others that this server runs; one that cannot is found by whoever knows its address."""
+        before = self._noted
+        models = {entry.name: entry.base_path for entry in self._config.model_config_list.config}
+        try:
+            self._noted = state.note(tuple(models), self.url, self.grpc_address, models, self._kernel)
+        except OSError as error:
+            _log.warning("%s cannot be written (%s): this server is in no list", state.folder(), error.strerror)
+        if before is not None:
+            before.unlink(missing_ok=True)
 
     def _rest_door(self) -> HttpDoor:
         options = self.options
-        monitored = _monitoring(options)
         api = RestApi(
             self.models,
             observe=functools.partial(self._observe, "REST"),
@@ -150,7 +167,7 @@ class ModelServer:
             api,
             options.host,
             self.rest_port,
-            metrics_path=monitored.path if monitored.enabled else None,
+            metrics_path=self._monitored.path if self._monitored.enabled else None,
             metrics=self.monitoring.text,
             cors=options.rest_api_enable_cors_support,
             timeout=options.rest_api_timeout_in_ms / 1000,
@@ -188,7 +205,7 @@ class ModelServer:
         while not self._stopping.wait(self.options.model_config_file_poll_wait_seconds):
             try:
                 config = configs.read_model_config(path)
-                if config != self._config_read:
+                if config != self._config:
                     self.reload(config)
             except (InputError, Refusal) as error:  # what is served goes on
                 _log.error("%s is left as it was: %s", path, error)
@@ -204,6 +221,7 @@ class ModelServer:
         return self.models.statuses(name, version)
 
     def _load(self, name: str, version: int, path: Path) -> LoadedVersion:
+        _import_tensorflow()
         settings = self._settings
         rules_file = path / _PER_MODEL_RULES
         if settings.rules is not None and self.options.enable_per_model_batching_parameters and rules_file.exists():
@@ -227,12 +245,11 @@ class ModelServer:
         return loaded
 
     def _warm_up(self, loaded: LoadedVersion) -> None:
-        logs = warmup.read(loaded.path)
-        if not logs:
-            return
         began = time.perf_counter()
+        logs: list[Any] = []
         status = "OK"
         try:
+            logs = warmup.read(loaded.path)
             for log in logs:
                 for call in inference.calls_of(loaded.signatures, log):
                     for _ in range(max(1, self.options.num_request_iterations_for_warmup)):
@@ -241,8 +258,9 @@ class ModelServer:
             status = refusal.code.name
             raise
         finally:
-            spent = (time.perf_counter() - began) * 1e6
-            self.monitoring.warmed_up(str(loaded.path), status, spent, len(logs))
+            if logs or status != "OK":
+                spent = (time.perf_counter() - began) * 1e6
+                self.monitoring.warmed_up(str(loaded.path), status, spent, len(logs))
 
     def _observe(self, door: Any, api: Any, model: str, status: str, microseconds: float, examples: int) -> None:
         self.monitoring.request(model, status, api, door, microseconds)
@@ -259,6 +277,13 @@ class ModelServer:
             log.record_predict(model, version, call.signature, call.inputs, answers)
 
         return record
+
+
+def _import_tensorflow() -> None:
+    """Import it without the notices that it prints of itself."""
+    if "tensorflow" not in sys.modules:
+        with native_stderr_to(Path(os.devnull)):
+            importlib.import_module("tensorflow")
 
 
 def _config_of(options: ServerOptions) -> Any:
@@ -290,13 +315,15 @@ def _settings(options: ServerOptions) -> Settings:
     )
 
 
-def _request_log(options: ServerOptions) -> RequestLog | None:
+def _request_log(options: ServerOptions, monitoring: Monitoring) -> RequestLog | None:
     if options.request_log_file is None:
         return None
-    return RequestLog(options.request_log_file, options.request_log_sampling_rate, options.request_log_max_records)
+    return RequestLog(
+        options.request_log_file, options.request_log_sampling_rate, options.request_log_max_records, monitoring
+    )
 
 
-def _monitoring(options: ServerOptions) -> configs.Monitoring:
+def _monitored(options: ServerOptions) -> configs.Monitoring:
     if options.monitoring_config_file is None:
         return configs.Monitoring()
     return configs.read_monitoring_config(options.monitoring_config_file)
@@ -318,7 +345,7 @@ def _grpc_addresses(host: str, port: int, socket_path: Path | None) -> list[str]
 
 def _listen(server: Any, address: str, ssl_config_file: Path | None) -> None:
     try:
-        if ssl_config_file is None or address.startswith("unix:"):
+        if ssl_config_file is None:
             server.add_insecure_port(address)
             return
         ssl = configs.read_ssl_config(ssl_config_file)

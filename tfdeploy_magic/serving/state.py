@@ -60,14 +60,14 @@ class RunningServer:
         Raises:
             ServingError: It is part of a kernel, which would end with it.
         """
-        if self.pid == self.kernel:
+        if self.pid in (self.kernel, os.getpid()):
             raise ServingError(
                 f"{', '.join(self.models)} runs inside a kernel",
                 found=f"a server in process {self.pid}, started with --in-kernel",
                 wanted="a server in a process of its own",
                 cure="Stop it in the notebook that started it.",
             )
-        if not self.alive or self.pid == os.getpid():
+        if not self.alive:
             return
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(self.pid)
@@ -81,7 +81,7 @@ class RunningServer:
 
 def is_process(pid: int, created: float) -> bool:
     """Whether a process is the one that began then, and no other with its number."""
-    with contextlib.suppress(psutil.NoSuchProcess):
+    with contextlib.suppress(psutil.Error):  # a process of another user has taken over the number
         process = psutil.Process(pid)
         return bool(abs(process.create_time() - created) < 0.1 and process.status() != psutil.STATUS_ZOMBIE)
     return False

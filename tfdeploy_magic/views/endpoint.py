@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tfdeploy_magic.artifacts.evidence import Finding
-from tfdeploy_magic.artifacts.signature import Signature
+from tfdeploy_magic.artifacts.signature import UNKNOWN_RANK, Signature, TensorSpec
 from tfdeploy_magic.serving.calls import VersionStatus
 from tfdeploy_magic.serving.client import Metrics
 from tfdeploy_magic.serving.served import Served
@@ -16,8 +19,11 @@ from tfdeploy_magic.views import html as pieces
 from tfdeploy_magic.views import words
 from tfdeploy_magic.views.html import escape
 
-_SHORT = 400
+LONG = 400
 """Characters of a request that a line of curl still shows."""
+
+DEFAULT = "serving_default"
+"""The signature that is asked when none is named."""
 
 
 @dataclass(frozen=True)
@@ -36,24 +42,32 @@ class Seen:
     name: str
     url: str
     grpc: str | None
-    states: Sequence[VersionStatus]
-    metrics: Metrics | None
-    signatures: Mapping[str, Signature]
+    states: Sequence[VersionStatus] = ()
+    metrics: Metrics | None = None
+    signatures: Mapping[str, Signature] = field(default_factory=dict)
 
     @property
-    def serving(self) -> VersionStatus | None:
+    def version(self) -> int | None:
         """The version that answers; None where none does."""
-        return next((state for state in self.states if state.state == "AVAILABLE"), None)
+        return next((state.version for state in self.states if state.state == "AVAILABLE"), None)
 
 
 def mimebundle(seen: Seen, served: Served | None) -> dict[str, str]:
-    """Return the card as ``text/html`` and ``text/plain``."""
+    """Return the card as ``text/html`` and ``text/plain``.
+
+    Args:
+        seen: The endpoint now.
+        served: What is known of the version that this process served last; left out where another answers by now.
+    """
+    if served is not None and seen.version != served.version:
+        served = None
     return {"text/html": html(seen, served), "text/plain": text(seen, served)}
 
 
 def html(seen: Seen, served: Served | None) -> str:
     """Return the card as HTML; every name that came from a model or a server is escaped."""
     what = f"{escape(served.source)} → " if served else ""
+    more = pieces.facts(_more(seen, served))
     return pieces.card(
         _edge(seen, served),
         f"endpoint {seen.name}: {_said(seen)}",
@@ -63,9 +77,9 @@ def html(seen: Seen, served: Served | None) -> str:
             *map(pieces.finding, _findings(seen, served)),
             pieces.facts(_facts(seen, served)),
             pieces.following(_next(seen)),
-            pieces.folded("versions", pieces.table(*_versions(seen.states))) if seen.states else "",
             pieces.folded("curl", pieces.preformatted(curl(seen, served))) if seen.signatures else "",
             pieces.folded("Python", pieces.preformatted(python(seen, served))) if seen.signatures else "",
+            pieces.folded("versions and more", pieces.table(*_versions(seen.states)) + more) if seen.states else "",
         ),
     )
 
@@ -75,69 +89,123 @@ def text(seen: Seen, served: Served | None) -> str:
     lines = [f"{_said(seen)}: {f'{served.source} → ' if served else ''}{seen.url}"]
     if served and served.parity:
         lines += ["", *pieces.plain_table(_parity(served))]
-    lines += ["", *pieces.plain_facts(_facts(seen, served)), *pieces.plain_findings(_findings(seen, served))]
-    if seen.states:
+    lines += [*pieces.plain_findings(_findings(seen, served)), ""]
+    lines += pieces.plain_facts([*_facts(seen, served), *_more(seen, served)])
+    if len(seen.states) > 1:
         lines += ["", *pieces.plain_table(_versions(seen.states))]
     if seen.signatures:
         lines += ["", *(f"  {line}" for line in curl(seen, served).splitlines())]
-    if (following := _next(seen)) is not None:
-        lines += ["", f"  next: {following}"]
+    lines += ["", f"  next: {_next(seen)}"]
     return pieces.plain_text(lines)
 
 
 def curl(seen: Seen, served: Served | None) -> str:
-    """Return a line for a shell that asks the model."""
-    data = shlex.quote(_request(seen, served))
+    """Return a line for a shell that asks the model, or for what it takes where no request is at hand."""
+    request = _request(seen, served)
+    if request is None:
+        return f"curl {shlex.quote(seen.url + '/metadata')}"
+    data = shlex.quote(request)
     if served is not None and served.request_file is not None:
-        data = f"@{shlex.quote(served.request_file)}"
+        data = f"@{_in_a_shell(Path(served.request_file))}"
     return f"curl -d {data} {shlex.quote(seen.url + ':predict')}"
 
 
 def python(seen: Seen, served: Served | None) -> str:
     """Return Python that asks the model: with this package, and with nothing but Python's own."""
-    body = f"{_request(seen, served)!r}.encode()"
-    if served is not None and served.request_file is not None:
-        body = f"open({served.request_file!r}, 'rb').read()"
     grpc = f", grpc={seen.grpc!r}" if seen.grpc else ""
+    ours = ("import tfdeploy_magic", f"endpoint = tfdeploy_magic.Endpoint({seen.url!r}{grpc})")
+    request = _request(seen, served)
+    if request is None:
+        key = _key(seen)
+        named = "" if key == DEFAULT else f", signature={key!r}"
+        return "\n".join((*ours, f"endpoint.predict(x{named})  # {_inputs(seen.signatures[key])}"))
+    content = json.loads(request)
+    made = repr(content)
+    if served is not None and served.request_file is not None:
+        made = f"json.load(open({_in_python(Path(served.request_file))}))"
+    key = content.get("signature_name", DEFAULT)
+    named = "" if key == DEFAULT else f", signature={key!r}"
+    rows = next(key for key in ("instances", "inputs") if key in content)
+    asking = f"print(endpoint.predict(request[{rows!r}]{named}))  # numpy arrays do as well; TensorFlow is not needed"
+    with_ours = ("", *ours, asking, "", "# or with nothing installed")
     return "\n".join(
         (
-            "import tfdeploy_magic",
-            f"endpoint = tfdeploy_magic.Endpoint({seen.url!r}{grpc})",
-            "endpoint.predict(x)  # numpy in and out, without TensorFlow",
-            "",
-            "# or with nothing installed",
-            "import json, urllib.request",
-            f"body = {body}",
-            f"json.load(urllib.request.urlopen({seen.url + ':predict'!r}, body))",
+            "import json, os, urllib.request" if "os." in made else "import json, urllib.request",
+            f"request = {made}",
+            *(("",) if '{"b64"' in request else with_ours),  # bytes that are no text cross JSON in a form of its own
+            f"answer = urllib.request.urlopen({seen.url + ':predict'!r}, json.dumps(request).encode())",
+            "print(json.load(answer))",
         )
     )
 
 
-def _request(seen: Seen, served: Served | None) -> str:
+def request_of(key: str, signature: Signature, inputs: Mapping[str, Any]) -> str:
+    """Return the JSON of a request.
+
+    Args:
+        key: Of the signature.
+        signature: What it takes.
+        inputs: Its inputs as plain lists.
+    """
+    named = {} if key == DEFAULT else {"signature_name": key}
+    by_row = len(inputs) == 1 and signature.inputs[0].shape != ()
+    return json.dumps({**named, "instances": next(iter(inputs.values()))} if by_row else {**named, "inputs": inputs})
+
+
+def _request(seen: Seen, served: Served | None) -> str | None:
+    """Return a request that the model answers: a sample of the person's, or zeros; None where those would be long."""
     if served is not None and served.request is not None:
         return served.request
-    key = "serving_default" if "serving_default" in seen.signatures else next(iter(seen.signatures), "")
-    shapes = ", ".join(str(spec) for spec in seen.signatures[key].inputs) if key else "..."
-    return f'{{"instances": [ {shapes} ]}}'
+    key = _key(seen)
+    signature = seen.signatures[key]
+    zeros = {spec.name: _zeros(spec) for spec in signature.inputs}
+    if not zeros or any(each is None for each in zeros.values()):
+        return None
+    return request_of(key, signature, zeros)
+
+
+def _key(seen: Seen) -> str:
+    return DEFAULT if DEFAULT in seen.signatures else next(iter(seen.signatures))
+
+
+def _zeros(spec: TensorSpec) -> Any:
+    """Return one row of zeros, or of empty text; None where it would be long, or its rank is not known."""
+    sizes = [size or 1 for size in spec.shape]
+    if spec.shape == UNKNOWN_RANK or math.prod(sizes) > LONG / 8:
+        return None
+    value: Any = "" if spec.is_text else False if spec.dtype == "bool" else 0.0 if "float" in spec.dtype else 0
+    for size in reversed(sizes):
+        value = [value] * size
+    return value
+
+
+def _in_a_shell(path: Path) -> str:
+    """Return a path as a shell takes it, the person's home folder not by its name."""
+    inside = words.path(path)
+    return f'"$HOME"/{shlex.quote(inside[2:])}' if inside.startswith("~/") else shlex.quote(inside)
+
+
+def _in_python(path: Path) -> str:
+    inside = words.path(path)
+    return f"os.path.expanduser({inside!r})" if inside.startswith("~/") else repr(inside)
 
 
 def _said(seen: Seen) -> str:
     if not seen.states:
         return "✗ not answering"
-    serving = seen.serving
-    return f"✓ serving version {serving.version}" if serving else f"– {seen.states[0].state.lower()}"
+    return f"✓ serving version {seen.version}" if seen.version is not None else f"– {seen.states[0].state.lower()}"
 
 
 def _edge(seen: Seen, served: Served | None) -> str:
-    if seen.serving is None:
+    if seen.version is None:
         return pieces.BAD if not seen.states else pieces.DOUBTFUL
-    wrong = any(evidence.verdict == "not ok" for evidence in (served.parity.values() if served else ()))
-    return pieces.BAD if wrong else pieces.GOOD
+    levels = {finding.level for finding in _findings(seen, served)}
+    return pieces.BAD if "error" in levels else pieces.DOUBTFUL if "warning" in levels else pieces.GOOD
 
 
-def _parity(served: Served | None) -> list[tuple[str, ...]]:
+def _parity(served: Served) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("served answers against", "samples", "SNR", "same top class", "max |Δ|")]
-    for other, evidence in served.parity.items() if served else ():
+    for other, evidence in served.parity.items():
         if evidence.snr_db is None or evidence.max_abs_error is None:
             rows.append((other, "not measured", "", "", ""))
             continue
@@ -148,38 +216,62 @@ def _parity(served: Served | None) -> list[tuple[str, ...]]:
     return rows
 
 
-def _findings(seen: Seen, served: Served | None) -> Iterator[Finding]:
-    for state in seen.states:
-        if state.problem is not None:
-            message = f"version {state.version} cannot be served: {state.problem}"
-            yield Finding("error", "version-failed", message, "Export it again; the others are still served.")
-    if served is None:
-        return
-    found = dict.fromkeys(served.findings)
-    for evidence in served.parity.values():
-        found |= dict.fromkeys(evidence.findings)
-    yield from found
+def _findings(seen: Seen, served: Served | None) -> tuple[Finding, ...]:
+    found = [
+        Finding(
+            "error",
+            "version-failed",
+            f"version {state.version} cannot be served: {state.problem}",
+            "Export it again; the others are still served.",
+        )
+        for state in seen.states
+        if state.problem is not None
+    ]
+    for findings in (served.findings, *(evidence.findings for evidence in served.parity.values())) if served else ():
+        found += findings
+    return tuple(dict.fromkeys(found))
 
 
 def _facts(seen: Seen, served: Served | None) -> Iterator[tuple[str, str]]:
     for key, signature in seen.signatures.items():
-        inputs, outputs = (", ".join(map(str, specs)) for specs in (signature.inputs, signature.outputs))
-        yield "signature", f"{key}: {inputs} → {outputs}"
+        yield "signature", f"{key}: {_inputs(signature)} → {', '.join(map(str, signature.outputs))}"
+    if served is not None and served.lite and (scales := _scales(served.lite.values())):
+        yield "scales", f"{scales}; endpoint.predict takes and gives real numbers, other clients do this themselves"
+    if served is not None and served.tested:
+        yield "compared", f"on {served.tested}, asked through the server"
     if seen.grpc:
         yield "gRPC", seen.grpc
     if seen.metrics is not None:
         yield "requests", _counted(seen.metrics)
+    if served is not None:
+        ends = "this kernel's own process" if served.in_kernel else "a process of its own, which ends with this kernel"
+        yield "server", ends if served.replaced is None else f"{ends}; took over from version {served.replaced}"
+
+
+def _more(seen: Seen, served: Served | None) -> Iterator[tuple[str, str]]:
+    if served is not None:
+        where = words.path(Path(served.base_path))
+        yield "versions in", f"{where}/{served.version}, {words.size(served.size)}"
+    if seen.metrics is not None:
         yield "metrics", f"{seen.url.partition('/v1/')[0]}/monitoring/prometheus/metrics"
-    if served is None:
-        return
-    if served.tested:
-        yield "compared", f"on {served.tested}, asked through the server"
-    where = words.path(Path(served.base_path))
-    yield "versions in", f"{where}/{served.version}, {words.size(served.size)}"
-    took = ", ".join(f"{stage} {words.seconds(seconds)}" for stage, seconds in served.seconds.items())
-    yield "took", took
-    ends = "this kernel's own process" if served.in_kernel else "a process of its own, which ends with this kernel"
-    yield "server", ends if served.replaced is None else f"{ends}; took over from version {served.replaced}"
+    if served is not None and served.seconds:
+        longest = sorted(served.seconds.items(), key=lambda stage: -stage[1])[:3]
+        parts = ", ".join(f"{stage} {words.seconds(seconds)}" for stage, seconds in longest)
+        yield "took", f"{words.seconds(sum(served.seconds.values()))}: mostly {parts}"
+
+
+def _inputs(signature: Signature) -> str:
+    return ", ".join(map(str, signature.inputs))
+
+
+def _scales(signatures: Iterable[Signature]) -> str:
+    """Say what the integers stand for, "x = 0.0039 × (stored + 128)"."""
+    specs = (spec for signature in signatures for spec in (*signature.inputs, *signature.outputs) if spec.quantized)
+    return ", ".join(dict.fromkeys(f"{spec.name} = {spec.scale:.6g} × {_shifted(spec.zero_point)}" for spec in specs))
+
+
+def _shifted(zero_point: int) -> str:
+    return f"(stored {'+' if zero_point < 0 else '−'} {abs(zero_point)})" if zero_point else "stored"
 
 
 def _counted(metrics: Metrics) -> str:
@@ -200,5 +292,8 @@ def _versions(states: Sequence[VersionStatus]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _next(seen: Seen) -> str | None:
-    return f"%loadtest {seen.url}" if seen.serving is not None else None
+def _next(seen: Seen) -> str:
+    if seen.version is None:
+        return "%serve --list"
+    key = _key(seen) if seen.signatures else DEFAULT
+    return f"%loadtest {seen.url}" + ("" if key == DEFAULT else f" --signature {shlex.quote(key)}")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tfdeploy_magic.views import html as pieces
-from tfdeploy_magic.views import words
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Row:
         url: Its REST address.
         grpc: The address of gRPC; empty where there is none.
         requests: How many it has had, as text.
-        owner: "this kernel", "kernel 4711" or "process 4712".
+        owner: "this kernel", "the kernel 4711" or "process 4712".
         started: When, seconds since 1970.
     """
 
@@ -61,7 +60,7 @@ def mimebundle(rows: Sequence[Row], stopped: Sequence[str] = ()) -> dict[str, st
 
 
 def _table(rows: Sequence[Row]) -> list[tuple[pieces.Cell, ...]]:
-    head: tuple[pieces.Cell, ...] = ("model", "now", "REST and gRPC", "requests", "of", "since")
+    head: tuple[pieces.Cell, ...] = ("model", "serving", "REST and gRPC", "requests", "belongs to", "since")
     return [
         head,
         *(
@@ -71,8 +70,14 @@ def _table(rows: Sequence[Row]) -> list[tuple[pieces.Cell, ...]]:
                 (row.url, row.grpc) if row.grpc else row.url,
                 row.requests,
                 row.owner,
-                words.duration(max(0.0, time.time() - row.started)),
+                _since(row.started),
             )
             for row in rows
         ),
     ]
+
+
+def _since(started: float) -> str:
+    """Return a time of today by its hour, and any other with its day."""
+    when, now = time.localtime(started), time.localtime()
+    return time.strftime("%H:%M" if when[:3] == now[:3] else "%Y-%m-%d %H:%M", when)

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.serving.saved_models import SavedModels, half_plus_two
+from tfdeploy_magic.errors import ServingError, VersionFailed
+from tfdeploy_magic.jobs import Report, silent
+from tfdeploy_magic.jobs.progress import Progress
+from tfdeploy_magic.serving import hosting, state
+from tfdeploy_magic.serving.client import Client
+from tfdeploy_magic.serving.hosting import Host
+from tfdeploy_magic.serving.http import free_port
+
+Start = Callable[..., Host]
+
+
+def quiet() -> Report:
+    return Report(silent)
+
+
+def flags() -> list[str]:
+    return [f"--rest_api_port={free_port('127.0.0.1')}", f"--port={free_port('127.0.0.1')}"]
+
+
+def answer(host: Host) -> float:
+    """What the model makes of 2: 3, and of a version that adds another number, 1 more than that."""
+    with Client(host.model_url) as client:
+        return float(client.predict([2.0])[0])
+
+
+def versions(host: Host) -> set[str]:
+    return {path.name for path in host.base_path.iterdir()}
+
+
+@pytest.fixture
+def start(saved_models: SavedModels, tmp_path: Path) -> Iterator[Start]:
+    started: list[Host] = []
+
+    def begin(name: str, *, ours: bool = True) -> Host:
+        base_path = shutil.copytree(saved_models.half_plus_two, tmp_path / name)
+        host = Host(name, base_path, ours, in_kernel=False)
+        started.append(host)
+        host.start(1, flags(), quiet(), gpu=False)
+        return host
+
+    yield begin
+    for host in started:
+        host.stop()
+
+
+def test_a_server_answers_until_it_is_stopped_and_takes_its_folder_along(start: Start) -> None:
+    host = start("whole")
+    assert answer(host) == 3.0
+    assert (host.alive, host.pid) == (True, host.worker.pid)
+    assert hosting.find("whole") is hosting.at(host.model_url) is host
+    noted = next(server for server in state.running() if server.pid == host.pid)
+    assert (noted.models, noted.url, noted.grpc, noted.kernel) == (("whole",), host.url, host.grpc, os.getpid())
+    host.request_file.parent.mkdir(parents=True, exist_ok=True)
+    host.request_file.write_text("{}")
+    host.stop()
+    assert not host.alive
+    assert not psutil.pid_exists(host.pid)
+    assert not host.base_path.exists()
+    assert not host.request_file.exists()
+    assert hosting.find("whole") is hosting.at(host.model_url) is None
+    assert host.pid not in {server.pid for server in state.running()}
+
+
+def test_of_our_own_versions_three_are_kept_and_of_anybody_elses_all(start: Start) -> None:
+    ours, theirs = start("ours"), start("theirs", ours=False)
+    for host in (ours, theirs):
+        for number in (2, 3, 4):
+            half_plus_two(host.base_path / str(number), plus=float(number))
+            host.load(number, 30, quiet())
+            assert answer(host) == 1.0 + number
+    assert versions(ours) == {"2", "3", "4"}
+    assert versions(theirs) == {"1", "2", "3", "4"}
+    assert ours.newest == 4
+    theirs.stop()
+    assert versions(theirs) == {"1", "2", "3", "4"}
+
+
+def test_a_version_that_cannot_be_loaded_leaves_the_one_before_it(start: Start) -> None:
+    host = start("broken")
+    (host.base_path / "2").mkdir()
+    (host.base_path / "2" / "saved_model.pb").write_bytes(b"no graph")
+    with pytest.raises(VersionFailed, match="version 2 of broken is not served"):
+        host.load(2, 30, quiet())
+    assert answer(host) == 3.0
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_nothing_is_left_of_a_server_that_cannot_start(ours: bool, tmp_path: Path) -> None:
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    host = Host("m", tmp_path / "m", ours, in_kernel=False)
+    with pytest.raises(ServingError):
+        host.start(1, flags(), quiet(), gpu=False)
+    assert hosting.find("m") is None
+    assert not host.alive
+    assert host.worker.pid is None
+    assert (tmp_path / "m").exists() is not ours
+
+
+def test_the_stop_button_while_a_version_is_loaded_ends_the_wait_and_not_the_server(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, go_on = start("patient"), threading.Event()
+    call = host._call
+
+    def slowly(*arguments: Any, **more: Any) -> Any:
+        assert go_on.wait(20)
+        return call(*arguments, **more)
+
+    def press(progress: Progress) -> None:
+        if progress.elapsed > 0.05:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(host, "_call", slowly)
+    with pytest.raises(KeyboardInterrupt):
+        host.load(2, 30, Report(press))
+    assert answer(host) == 3.0
+    assert host.newest == 2
+    go_on.set()
+    monkeypatch.undo()
+    half_plus_two(host.base_path / "3", plus=3.0)
+    host.load(3, 30, quiet())
+    assert answer(host) == 4.0
+
+
+def test_a_server_that_somebody_killed_is_forgotten(start: Start) -> None:
+    host = start("victim")
+    os.kill(host.pid, signal.SIGKILL)
+    ends = time.monotonic() + 10
+    while host.alive and time.monotonic() < ends:
+        time.sleep(0.02)
+    assert hosting.find("victim") is None
+    assert not host.base_path.exists()
+    assert "victim" not in {model for server in state.running() for model in server.models}
+
+
+def test_a_process_that_was_forked_ends_no_server_of_its_parents(start: Start) -> None:
+    host = start("inherited")
+    child = os.fork()
+    if child == 0:
+        try:
+            hosting._stop_all()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert answer(host) == 3.0
+    assert host.base_path.exists()
+
+
+def test_a_server_is_stopped_by_name(start: Start) -> None:
+    start("named")
+    assert hosting.stop_everywhere("named") is True
+    assert hosting.stop_everywhere("named") is False
+
+
+def test_of_several_that_are_called_alike_none_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def server(pid: int) -> state.RunningServer:
+        return state.RunningServer(pid, 0.0, ("digits",), f"http://127.0.0.1:{pid}", None, {}, None, 0.0)
+
+    monkeypatch.setattr(state, "running", lambda: [server(4711), server(4712)])
+    with pytest.raises(ServingError, match="several servers have a model called digits") as caught:
+        hosting.stop_everywhere("digits")
+    assert "http://127.0.0.1:4712 (process 4712)" in caught.value.found
+    assert "!kill 4711" in caught.value.cure
+
+
+def test_what_processes_that_are_gone_have_left_is_taken_away() -> None:
+    mine, served = hosting.own_folder(), hosting.own_folder().parent
+    gone, reused, other = served / "4194305-1.50", served / f"{os.getpid()}-1.50", served / "notes"
+    for folder in (mine, gone, reused, other):
+        (folder / "m" / "1").mkdir(parents=True, exist_ok=True)
+    hosting.clean_up()
+    assert [folder.exists() for folder in (mine, gone, reused, other)] == [True, False, False, True]
+    for folder in (mine, other):
+        shutil.rmtree(folder)
+    hosting.clean_up()
