@@ -43,8 +43,9 @@ def quantized(fake: Fake, *inputs: TensorSpec) -> Endpoint:
 def test_asked_it_answers(fake: Fake) -> None:
     endpoint = Endpoint(fake.url, fake.grpc)
     x = np.arange(6, dtype="float32").reshape(2, 3)
+    over: Any
     for over in ("rest", "grpc", None):
-        np.testing.assert_array_equal(endpoint.predict(x, over=over), x)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(endpoint.predict(x, over=over), x)
     assert endpoint.name == "echo"
     assert endpoint.version == 3
     assert [found.state for found in endpoint.status()] == ["AVAILABLE"]

@@ -43,8 +43,8 @@ def function(**specs: Any) -> Any:
 def test_a_converted_model_is_compared_three_ways(
     trained_cnn: Any, digits: Digits, options: dict[str, Any], least_db: float
 ) -> None:
-    calib = {"calib": digits.x_train} if "io" in options else {}
-    lite = tflite_convert(trained_cnn, **options, **calib)
+    calib = digits.x_train if "io" in options else None
+    lite = tflite_convert(trained_cnn, calib=calib, **options)
     endpoint = serve(lite, name="lite", test=digits.x_test)
     parity = known(endpoint).parity
     assert list(parity) == [LITERT, HERE]
@@ -53,7 +53,7 @@ def test_a_converted_model_is_compared_three_ways(
     assert parity[HERE].agreement > 0.9
     rows = digits.x_test[:5]
     for over in ("rest", "grpc"):
-        np.testing.assert_array_equal(endpoint.predict(rows, over=over), lite.predict(rows))  # type: ignore[arg-type]
+        np.testing.assert_array_equal(endpoint.predict(rows, over=over), lite.predict(rows))
     stored = "int8" if "io" in options else "float32"
     assert [spec.dtype for spec in endpoint.signatures["serving_default"].inputs] == [stored]
     assert ("scales" in endpoint._repr_mimebundle_()["text/plain"]) is ("io" in options)
@@ -97,16 +97,9 @@ def test_text_and_bytes_are_compared_as_they_are() -> None:
 def test_another_signature_than_the_default_is_asked_by_its_name() -> None:
     import tensorflow as tf
 
-    class Pair(tf.Module):
-        @function(x=((None,),))
-        def up(self, x: Any) -> Any:
-            return x + 1
-
-        @function(x=((None,),))
-        def down(self, x: Any) -> Any:
-            return x - 1
-
-    endpoint = serve(Pair(), name="m", test=np.arange(40, dtype="float32"))
+    module = tf.Module()
+    module.up, module.down = function(x=((None,),))(lambda x: x + 1), function(x=((None,),))(lambda x: x - 1)
+    endpoint = serve(module, name="m", test=np.arange(40, dtype="float32"))
     served = known(endpoint)
     assert served.parity[HERE].max_abs_error == 0.0
     request = json.loads(served.request)

@@ -233,7 +233,7 @@ def write_repository(folder: Path, models: SavedModels) -> Path:
     """Write base paths and a ``ModelServerConfig`` of them.
 
     ``half_plus_two`` has the versions 1 (labelled stable), 2 (canary; it adds 3) and a directory "00000123" that
-    nobody asked for; ``empty`` has none yet.
+    nobody asked for; ``empty`` and ``later`` have none yet.
     """
     half = folder / "half_plus_two"
     put(_made(half) / "1", models.half_plus_two / "1")
@@ -242,13 +242,14 @@ def write_repository(folder: Path, models: SavedModels) -> Path:
     put(_made(folder / "odd") / "00000123", models.half_plus_two / "1")
     _lite(_made(folder / "lite") / "1", models.half_plus_two / "1")
     _scalars(folder / "scalars" / "1")
-    _made(folder / "empty")
+    for name in ("empty", "later"):
+        _made(folder / name)
     put(_made(folder / "swapped") / "1", models.half_plus_two / "1")
     config = folder / "models.config"
-    entries = [_entry("half_plus_two", half, HALF)]
-    entries += [_entry(name, getattr(models, name)) for name in ("several", "tf1", "many", "texts", "state")]
-    entries += [_entry(name, folder / name) for name in ("lite", "scalars", "empty", "swapped")]
-    entries += [_entry(ODD_NAME, folder / "odd")]
+    entries = [entry("half_plus_two", half, HALF)]
+    entries += [entry(name, getattr(models, name)) for name in ("several", "tf1", "many", "texts", "state")]
+    entries += [entry(name, folder / name) for name in ("lite", "scalars", "empty", "later", "swapped")]
+    entries += [entry(ODD_NAME, folder / "odd")]
     config.write_text(listed(*entries), encoding="utf-8")
     return config
 
@@ -257,11 +258,13 @@ HALF = """model_version_policy { specific { versions: 1 versions: 2 } }
     version_labels { key: "stable" value: 1 } version_labels { key: "canary" value: 2 }"""
 
 
-def _entry(name: str, base: Path, more: str = "") -> str:
+def entry(name: str, base: Path, more: str = "") -> str:
+    """Return a model of a ``ModelServerConfig``."""
     return f'  config {{ name: "{name}" base_path: "{base}" model_platform: "tensorflow" {more} }}\n'
 
 
 def listed(*entries: str) -> str:
+    """Return a ``ModelServerConfig`` in text."""
     return f"model_config_list {{\n{''.join(entries)}}}\n"
 
 
@@ -279,10 +282,13 @@ def _lite(version_dir: Path, source: Path) -> None:
 
 
 def _scalars(version_dir: Path) -> None:
-    """Write signatures whose answers have no batch, or batches of different sizes."""
+    """Write signatures whose answers have no batch or batches of different sizes, of many dtypes, and over examples."""
     import tensorflow as tf
 
-    specs = {"x": tf.TensorSpec(None)}
+    def numbers(inputs: Any) -> Any:
+        return tf.io.parse_example(inputs, {"x": tf.io.FixedLenFeature([1], tf.float32)})["x"] * 0.5 + 2.0
+
+    specs, examples = {"x": tf.TensorSpec(None)}, {"inputs": tf.TensorSpec([None], tf.string)}
     builders.save(
         version_dir,
         {
@@ -294,6 +300,8 @@ def _scalars(version_dir: Path) -> None:
             "int8": (lambda x: {"y": x}, {"x": tf.TensorSpec(None, tf.int8)}),
             "int64": (lambda x: {"y": x}, {"x": tf.TensorSpec(None, tf.int64)}),
             "bool": (lambda x: {"y": x}, {"x": tf.TensorSpec(None, tf.bool)}),
+            "tf2_classify": (lambda inputs: {"scores": numbers(inputs)}, examples),
+            "tf2_regress": (lambda inputs: {"outputs": numbers(inputs)}, examples),
         },
     )
 
