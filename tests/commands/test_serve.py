@@ -411,9 +411,9 @@ def test_ports_may_be_chosen() -> None:
 
 @pytest.mark.parametrize("option", ["rest_api_port", "grpc_port"])
 def test_a_port_that_is_taken_is_refused_before_any_work(digits_served: Endpoint, option: str, tmp_path: Path) -> None:
-    port = int(digits_served.url.split(":")[2].partition("/")[0])
+    options: dict[str, Any] = {option: int(digits_served.url.split(":")[2].partition("/")[0])}
     with pytest.raises(ServingError, match="another program there"):
-        serve(adding(1), **{"name": "late", "base_path": tmp_path / "late", option: port})
+        serve(adding(1), name="late", base_path=tmp_path / "late", **options)
     assert not (tmp_path / "late").exists()
 
 

@@ -192,3 +192,17 @@ def test_what_stands_in_one_pair_of_brackets_is_one_word(
     host: CommandParser, line: str, model: str, others: dict[str, str]
 ) -> None:
     assert host.parse_line(line).values == {"model": model, **others}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("digits  # it's the small one", {"model": "digits"}),
+        ("digits --port 9 # 9 is free", {"model": "digits", "port": "9"}),
+        ("'my # model'", {"model": "my # model"}),
+        ("issue#5", {"model": "issue#5"}),
+    ],
+)
+def test_a_comment_is_no_part_of_a_line(line: str, words: dict[str, str]) -> None:
+    command = Command("host", Host, lambda options, progress: None)
+    assert CommandParser(command).parse_line(line).values == words

@@ -111,6 +111,20 @@ def test_nothing_is_left_of_a_server_that_cannot_start(ours: bool, tmp_path: Pat
     assert (tmp_path / "m").exists() is not ours
 
 
+def test_the_stop_button_while_it_starts_leaves_nothing(saved_models: SavedModels, tmp_path: Path) -> None:
+    def press(progress: Progress) -> None:
+        if progress.stage == "loading the model":
+            raise KeyboardInterrupt
+
+    host = Host("m", shutil.copytree(saved_models.half_plus_two, tmp_path / "m"), ours=True, in_kernel=False)
+    with pytest.raises(KeyboardInterrupt):
+        host.start(1, flags(), Report(press), gpu=False)
+    assert host.worker.pid is None
+    assert hosting.find("m") is None
+    assert "m" not in {model for server in state.running() for model in server.models}
+    assert not host.base_path.exists()
+
+
 def test_the_stop_button_while_a_version_is_loaded_ends_the_wait_and_not_the_server(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

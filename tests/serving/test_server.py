@@ -242,29 +242,35 @@ def test_messages_may_be_large(to: grpc.Channel) -> None:
 
 
 def test_versions_are_swapped_under_load_without_a_failed_request(
-    live: Process, newer: Callable[[int], Path], saved_models: SavedModels
+    live: Process, newer: Callable[[int], Path], saved_models: SavedModels, tmp_path: Path
 ) -> None:
     base = live.output.parent / "swapped"
     with channel(live.grpc_address) as to:
-        by_rest = lambda: float(
-            live.ask.post("/v1/models/swapped:predict", {"instances": [1.0]}).json["predictions"][0]
-        )  # noqa: E731
-        by_grpc = lambda: float(predict(to, spec("swapped"), 1.0).outputs["y"].float_val[0])  # noqa: E731
+
+        def by_rest() -> float:
+            return float(live.ask.post("/v1/models/swapped:predict", {"instances": [1.0]}).json["predictions"][0])
+
+        def by_grpc() -> float:
+            return float(predict(to, spec("swapped"), 1.0).outputs["y"].float_val[0])
+
+        def served(version: int) -> Callable[[], bool]:
+            return lambda: available(live.ask, "swapped") == [version]
+
+        def failed(version: int) -> Callable[[], bool]:
+            return lambda: bool((found := states(to, "swapped").get(version)) and found.status.error_code)
+
         with Hammer(by_rest, by_grpc, by_rest, by_grpc) as hammer:
             for version in (2, 3, 4):
                 put(base / str(version), newer(version + 1))
-                wait_until(lambda version=version: available(live.ask, "swapped") == [version])  # type: ignore[misc]
-            enough = len(hammer.answers) + 40
-            wait_until(lambda: len(hammer.answers) > enough)
-            _put_broken(base, saved_models.half_plus_two / "1")
-            wait_until(
-                lambda: {5, 6} <= {number for number, each in states(to, "swapped").items() if each.status.error_code}
-            )
-            asked = len(hammer.answers)
-            wait_until(lambda: len(hammer.answers) > asked + 40)
+                wait_until(served(version))
+            swapped = len(hammer.answers) + 4
+            for version, spoil in ((5, _without_variables), (6, _with_half_a_graph)):
+                put(base / str(version), spoil(saved_models.half_plus_two / "1", tmp_path))
+                wait_until(failed(version))
+            wait_until(lambda: len(hammer.answers) > swapped + 40)
         assert hammer.failures == []
         assert set(hammer.answers) == {0.5 + plus for plus in (2, 3, 4, 5)}
-        assert set(hammer.answers[asked:]) == {5.5}
+        assert set(hammer.answers[swapped:]) == {5.5}
         assert states(to, "swapped")[4].state == 30
         assert "variables" in states(to, "swapped")[5].status.error_message
     told = {each["version"]: each for each in live.ask.get("/v1/models/swapped").json["model_version_status"]}
@@ -275,17 +281,15 @@ def test_versions_are_swapped_under_load_without_a_failed_request(
     assert (refusal.status, refusal.error) == (404, "Servable not found for request: Specific(swapped, 5)")
 
 
-def _put_broken(base: Path, source: Path) -> None:
-    """Put one version without variables, and one with half a graph."""
-    for number in (5, 6):
-        partial = base / f".{number}"
-        shutil.copytree(source, partial)
-        if number == 5:
-            shutil.rmtree(partial / "variables")
-        else:
-            graph = partial / "saved_model.pb"
-            graph.write_bytes(graph.read_bytes()[: graph.stat().st_size // 2])
-        partial.rename(base / str(number))
+def _without_variables(source: Path, folder: Path) -> Path:
+    shutil.rmtree(shutil.copytree(source, folder / "without_variables") / "variables")
+    return folder / "without_variables"
+
+
+def _with_half_a_graph(source: Path, folder: Path) -> Path:
+    graph = shutil.copytree(source, folder / "half_a_graph") / "saved_model.pb"
+    graph.write_bytes(graph.read_bytes()[: graph.stat().st_size // 2])
+    return graph.parent
 
 
 def test_an_empty_base_path_is_served_as_soon_as_a_version_is_there(live: Process, saved_models: SavedModels) -> None:
@@ -576,7 +580,7 @@ def test_what_was_asked_warms_up_the_next_version(base: Path, newer: Callable[[i
         wait_until(lambda: available(ask, "half") == [2])
         assert warmed(ask, base / "2") == (1, 3)
     logs = [warmup.parse(record, file) for record in warmup.records(file)]
-    assert [len(log.predict_log.request.inputs["x"].float_val) for log in logs] == [1, 2, 2, 3]
+    assert [log.predict_log.request.inputs["x"].tensor_shape.dim[0].size for log in logs] == [1, 2, 2, 3]
 
 
 # Starting and stopping

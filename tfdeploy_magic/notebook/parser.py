@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import keyword
+import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from pydantic.fields import FieldInfo
 
 from tfdeploy_magic.artifacts.schemes import SCHEMES
 from tfdeploy_magic.commands.declaration import Command, FromKernel, OnTheLine, choices, flag, flags_of, marker
+
+_COMMENT = re.compile(r"""^((?:[^"'#]|"[^"]*"|'[^']*'|(?<=\S)\#)*?)(?:^|(?<=\s))\#.*$""", re.VERBOSE)
+"""What stands before a comment, which begins with a "#" of its own: not within a word, nor within quotes."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class CommandParser(MagicArgumentParser):
             UsageError: It is not what the command takes; one line says what is wrong.
         """
         try:
-            words = together(shlex.split(line))
+            words = together(shlex.split(_COMMENT.sub(r"\1", line)))
         except ValueError as error:
             self.error(str(error).lower())
         asked = list(dict.fromkeys(word for word in words if word in self.actions))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
 import ipaddress
@@ -88,7 +89,8 @@ class HttpDoor:
 
     def close(self) -> None:
         """Stop listening; requests that are being answered still are."""
-        self._loop.call_soon_threadsafe(self._server.stop)
+        with contextlib.suppress(RuntimeError):  # its loop is closed already
+            self._loop.call_soon_threadsafe(self._server.stop)
         self._thread.join(timeout=10)
 
     def _serve(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import sys
 import types
 from collections.abc import Iterator
@@ -28,6 +29,9 @@ def _a_stand_in_for_tensorflow() -> Iterator[None]:
         if sys.modules.get("tensorflow") is stand_in:
             del sys.modules["tensorflow"]
 
+
+# gRPC reads this when it is first imported. A kernel forks at each "!command", and gRPC would complain under the cell.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 with _a_stand_in_for_tensorflow():
     from tensorflow.core.example import example_pb2 as example_pb2

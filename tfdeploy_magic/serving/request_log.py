@@ -182,6 +182,8 @@ class RequestLog:
                 item.set()
             else:
                 self._append(*item)
+                if self._queue.empty():  # what is recorded can be read while the server runs
+                    self._on_disk(self._writer.flush)
         self._on_disk(self._writer.close)
 
     def _append(self, model_name: str, make: Callable[[], Any]) -> None:

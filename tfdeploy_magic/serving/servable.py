@@ -22,6 +22,7 @@ from tfdeploy_magic.serving.batching import Batched, Batcher, Rules
 from tfdeploy_magic.serving.calls import Call
 from tfdeploy_magic.serving.status import Code, Refusal
 from tfdeploy_magic.sources import graphs
+from tfdeploy_magic.sources.native import without_chatter
 
 LITE_FILE = "model.tflite"
 """What a version directory holds that is served by ``--prefer_tflite_model``."""
@@ -214,7 +215,7 @@ class _SessionEngine:
         graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=graph, config=config)
         try:
-            with graph.as_default():
+            with graph.as_default(), without_chatter():
                 meta = SavedModelLoader(str(path)).load(self._session, list(settings.tags))
             self.signatures = graphs.declared(meta)
             self.changes = _has_side_effects(meta, self.signatures)

@@ -29,7 +29,7 @@ def native_stderr_to(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_chatter() -> Iterator[None]:
-    """Keep TensorFlow's Python from telling that it writes assets, where there may not even be any."""
+    """Keep TensorFlow from telling that it writes assets, of which there may be none, or restores variables."""
     import tensorflow as tf
 
     logger = tf.get_logger()
