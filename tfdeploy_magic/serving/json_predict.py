@@ -337,13 +337,18 @@ def _quick(body: bytes, signatures: Mapping[str, SignatureDef]) -> tuple[Call, b
 
 def _may_be_too_big(body: bytes) -> bool:
     """Whether a number may be refused by RapidJSON for its size before its value is known: 0e400, or 400 digits."""
-    if _EXPONENT.search(body) or _CAPITAL_EXPONENT.search(body):
+    # Looking for the letter is ten times faster; the one in '{"instances"' is none of a number.
+    if body.find(b"e", 12) >= 0 and _EXPONENT.search(body):
+        return True
+    if b"E" in body and _CAPITAL_EXPONENT.search(body):
         return True
     if len(body) < 308:
         return False
-    # 308 digits fill at least one block.
-    blocks = np.frombuffer(body, np.uint8, len(body) // 128 * 128).reshape(-1, 128)
-    return bool((blocks[:, :32] - np.uint8(48) < 10).all(axis=1).any())
+    # 308 digits reach over one of these places and the next 24, and no number that people send has as many.
+    places = np.lib.stride_tricks.as_strided(
+        np.frombuffer(body, np.uint8), ((len(body) - 24) // 256 + 1, 24), (256, 1), writeable=False
+    )
+    return bool((places - np.uint8(48) < 10).all(axis=1).any())
 
 
 def _parser(body: bytes) -> Any:

@@ -22,6 +22,12 @@ from tfdeploy_magic.serving.status import Refusal
 SHORT_SECONDS = 0.001
 """A call that takes less is answered where it arrives: handing it to a thread and back costs as much."""
 
+DEFAULT = "serving_default"
+"""The signature that is asked most, and so tried first."""
+
+PATIENCE_SECONDS = 1.0
+"""A model whose signatures take longer to try out than this is served with the rest of them untried."""
+
 MOST_NUMBERS = 1 << 16
 """Longer calls are not tried; reading and writing them takes longer than a thread's hand-over anyway."""
 
@@ -57,19 +63,29 @@ def try_out(signatures: Mapping[str, Any], run: Run) -> dict[str, Trial]:
         signatures: Key -> ``SignatureDef``.
         run: Answers a call, ``here=True`` in this thread; raises Refusal.
     """
-    return {key: _tried(key, signature, run) for key, signature in signatures.items()}
+    ends = time.monotonic() + PATIENCE_SECONDS
+    tried = {}
+    for key in sorted(signatures, key=lambda key: key != DEFAULT):
+        tried[key] = _tried(key, signatures[key], run) if time.monotonic() < ends else Trial()
+    return tried
 
 
 def _tried(key: str, signature: Any, run: Run) -> Trial:
     outputs = tuple(signature.outputs)
     if not _can_be_made_up(signature):
         return Trial()
+    row = Call(key, _made_up(signature), outputs)
     try:
-        run(Call(key, _made_up(signature), outputs), here=True)  # the first is never like the others
+        run(row)  # the first is never like the others
+        began = time.perf_counter()
+        run(row)
+        taken = time.perf_counter() - began
     except Refusal as refusal:  # numbers made up may be none that it takes
         _log.debug("signature %s was not tried out: %s", key, refusal)
         return Trial()
-    short = _short(signature, lambda inputs: run(Call(key, inputs, outputs), here=True))
+    short = None
+    if taken < 10 * SHORT_SECONDS:  # to get ready for calls in this thread takes time, too
+        short = _short(signature, lambda inputs: run(Call(key, inputs, outputs), here=True))
     try:
         return Trial(short, _rows_are_open(signature) and _independent(key, signature, run))
     except Refusal:
@@ -98,6 +114,7 @@ def _short(signature: Any, run: Callable[[Arrays], Arrays]) -> int | None:
 
 def _seconds(run: Callable[[Arrays], Arrays], inputs: Arrays) -> float:
     """Return how long a call takes where nothing else goes on."""
+    run(inputs)
     best = float("inf")
     for _ in range(5):
         began = time.perf_counter()
