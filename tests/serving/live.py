@@ -136,6 +136,11 @@ class Process:
     def memory(self) -> int:
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
+    @property
+    def busy(self) -> bool:
+        """Whether it has computed for some time since it was last asked this."""
+        return psutil.Process(self.process.pid).cpu_percent(0.3) > 50
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal, and return the exit status."""
         self.process.send_signal(number)
@@ -304,6 +309,17 @@ def _scalars(version_dir: Path) -> None:
             "tf2_regress": (lambda inputs: {"outputs": numbers(inputs)}, examples),
         },
     )
+
+
+def write_slow(version_dir: Path) -> Path:
+    """Write a model that counts to x, 300 000 a second."""
+    import tensorflow as tf
+
+    def count(x: Any) -> Any:
+        last = tf.while_loop(lambda i: i < x[0], lambda i: [i + 1.0], [tf.constant(0.0, tf.float64)])[0]
+        return {"y": tf.reshape(last, [1])}
+
+    return builders.save(version_dir, {"serving_default": (count, {"x": tf.TensorSpec([1], tf.float64)})})
 
 
 class Hammer:

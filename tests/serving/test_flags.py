@@ -21,7 +21,7 @@ MAIN_CC: dict[str, tuple[str, Any]] = {
     "port": ("8600", 8600),
     "grpc_socket_path": ("/tmp/tfs.sock", Path("/tmp/tfs.sock")),
     "rest_api_port": ("8601", 8601),
-    "rest_api_num_threads": ("3", 3),
+    "rest_api_num_threads": ("3", IN_VAIN),
     "rest_api_timeout_in_ms": ("100", 100),
     "rest_api_enable_cors_support": ("true", True),
     "enable_batching": ("true", True),
@@ -33,7 +33,7 @@ MAIN_CC: dict[str, tuple[str, Any]] = {
     "model_name": ("half", "half"),
     "model_base_path": ("/m", "/m"),
     "num_load_threads": ("2", 2),
-    "num_unload_threads": ("2", 2),
+    "num_unload_threads": ("2", IN_VAIN),
     "max_num_load_retries": ("0", 0),
     "load_retry_interval_micros": ("-1", -1),
     "file_system_poll_wait_seconds": ("0", 0),
@@ -59,7 +59,7 @@ MAIN_CC: dict[str, tuple[str, Any]] = {
     "enable_signature_method_name_check": ("true", True),
     "xla_cpu_compilation_enabled": ("true", IN_VAIN),
     "xla_gpu_compilation_enabled": ("true", IN_VAIN),
-    "enable_profiler": ("false", False),
+    "enable_profiler": ("true", True),
     "thread_pool_factory_config_file": ("t.txt", IN_VAIN),
     "mixed_precision": ("bfloat16", "bfloat16"),
     "skip_initialize_tpu": ("true", IN_VAIN),
@@ -80,8 +80,9 @@ def test_a_model_alone_is_served_as_tensorflow_serving_would_but_on_this_machine
     assert (options.max_num_load_retries, options.load_retry_interval_micros) == (5, 60_000_000)
     assert (options.rest_api_timeout_in_ms, options.saved_model_tags) == (30_000, ("serve",))
     assert options.enable_model_warmup
-    assert options.enable_profiler
-    assert not (options.enable_batching or options.enable_signature_method_name_check or options.gpu)
+    assert not (
+        options.enable_profiler or options.enable_batching or options.enable_signature_method_name_check or options.gpu
+    )
     assert options.parallelism == (0, 0)
     assert options.notes == ()
 

@@ -354,7 +354,7 @@ def _listen(server: Any, address: str, ssl_config_file: Path | None) -> None:
         )
         server.add_secure_port(address, credentials)
     except RuntimeError as error:
-        said = re.sub(r"^.*?: ", "", str(error).splitlines()[0])
+        said = re.sub(r"^.*?: |;.*", "", str(error).splitlines()[0])
         raise ServingError(
             f"cannot listen on {address}",
             found=said or "another program there",
