@@ -27,6 +27,7 @@ from tfdeploy_magic.artifacts.signature import UNKNOWN_RANK, Signature, TensorSp
 from tfdeploy_magic.errors import DataError, InputError, NameNotFound, RequestRefused, ServerUnreachable
 from tfdeploy_magic.serving.calls import VersionStatus
 from tfdeploy_magic.serving.client import LARGE, Client, Metrics, Over
+from tfdeploy_magic.serving.monitoring import Monitoring
 from tfdeploy_magic.serving.protos import predict_pb2, tensor_pb2, types_pb2
 from tfdeploy_magic.serving.status import Code
 
@@ -663,6 +664,17 @@ def test_metrics_read_the_samples_that_prometheus_reads() -> None:
     found = {(name, labels): value for name, rows in raw.items() for labels, value in rows.items()}
     wanted = {(name, ",".join(f'{key}="{text}"' for key, text in labels)): v for (name, labels), v in samples.items()}
     assert found == wanted
+
+
+def test_what_asks_for_the_state_of_a_model_is_no_request_of_it(fake: Fake, client: Client) -> None:
+    monitoring = Monitoring()
+    monitoring.served(client.name)
+    for api in ("", "", "predict"):
+        monitoring.request(client.name, "OK", api, "REST", 1000.0)
+    fake.answers["/monitoring/prometheus/metrics"] = (200, monitoring.text().decode())
+    found = client.metrics()
+    assert found.requests == {"OK": 1}
+    assert found.mean_ms == pytest.approx(1.0)
 
 
 def test_metrics_of_a_model_that_nobody_asked_are_empty() -> None:

@@ -17,7 +17,7 @@ class Metrics:
     """What a server counted for one model since it started.
 
     Args:
-        requests: Status, "OK" -> number of requests.
+        requests: Status, "OK" -> number of requests; those for its state and signatures count only when they failed.
         mean_ms: Mean time from a request's arrival to its answer; None where none was measured.
         p50_ms: Median of that time, estimated within the histogram's bucket, as Prometheus does it.
         p95_ms: 95th percentile.
@@ -47,8 +47,12 @@ class Metrics:
                 continue
             name, value = sample[1], float(sample[3])
             raw[name][",".join(f'{key}="{text}"' for key, text in labels.items())] = value
+            asked_for_itself = labels.get("API") == ""
             if name == ":tensorflow:serving:request_count":
                 requests[labels.get("status", "")] += int(value)
+            elif asked_for_itself:
+                if name == ":tensorflow:serving:request_latency_count":
+                    requests["OK"] -= int(value)
             elif name == ":tensorflow:serving:request_latency_bucket":
                 buckets[float(labels["le"])] += value
             elif name == ":tensorflow:serving:request_latency_sum":
@@ -56,7 +60,8 @@ class Metrics:
         measured = buckets.get(math.inf, 0.0)
         mean = microseconds / measured / 1000 if measured else None
         p50, p95, p99 = (_quantile(sorted(buckets.items()), share) for share in (0.5, 0.95, 0.99))
-        return cls(dict(requests), mean, p50, p95, p99, dict(raw))
+        counted = {status: count for status, count in requests.items() if count > 0}
+        return cls(counted, mean, p50, p95, p99, dict(raw))
 
 
 def _quantile(buckets: Sequence[tuple[float, float]], share: float) -> float | None:
