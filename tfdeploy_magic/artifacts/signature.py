@@ -10,6 +10,9 @@ import numpy.typing as npt
 
 Arrays = dict[str, npt.NDArray[Any]]
 
+DEFAULT_SIGNATURE = "serving_default"
+"""What is asked when no signature is named."""
+
 UNKNOWN_RANK = (-1,)
 """The shape of a tensor of which not even the number of dimensions is known."""
 

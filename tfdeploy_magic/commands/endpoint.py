@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tfdeploy_magic.artifacts.signature import Signature, TensorSpec
+from tfdeploy_magic.artifacts.signature import DEFAULT_SIGNATURE, Signature, TensorSpec
 from tfdeploy_magic.errors import DataError, RequestRefused, ServingError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Endpoint:
         """What it takes and gives, by the keys of its signatures, as the server says now."""
         return self.client.signatures(refresh=True)
 
-    def predict(self, x: Any, *, signature: str = "serving_default", over: Over | None = None) -> Any:
+    def predict(self, x: Any, *, signature: str = DEFAULT_SIGNATURE, over: Over | None = None) -> Any:
         """Ask the model.
 
         Args:
@@ -103,7 +103,7 @@ class Endpoint:
             return {name: specs[name].dequantize(answer) for name, answer in answers.items()}
         return lite.outputs[0].dequantize(answers)
 
-    def as_stored(self, x: Any, signature: str = "serving_default") -> Any:
+    def as_stored(self, x: Any, signature: str = DEFAULT_SIGNATURE) -> Any:
         """Return inputs as the server takes them: integers by the file's own scale, where a .tflite stores those.
 
         Raises:

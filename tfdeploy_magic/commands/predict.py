@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tfdeploy_magic.artifacts.signature import Signature
+from tfdeploy_magic.artifacts.signature import DEFAULT_SIGNATURE, Signature
 from tfdeploy_magic.commands.declaration import FromKernel, Named, OnTheLine, Options, command
 from tfdeploy_magic.commands.endpoint import Endpoint
 from tfdeploy_magic.errors import DataError, NameNotFound
@@ -24,7 +24,7 @@ class AskOptions(Options):
     x: Annotated[Any, FromKernel("data"), OnTheLine(positional=True)] = Field(
         None, description="samples: [count, ...], or a dict by input name; cut as in x_test[:3]"
     )
-    signature: str = Field("serving_default", description="which signature of the model to ask")
+    signature: str = Field(DEFAULT_SIGNATURE, description="which signature of the model to ask")
     over: Literal["rest", "grpc"] | None = Field(
         None, description="which of its two APIs; left out, the faster for that size"
     )

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from tfdeploy_magic.artifacts.evidence import Finding
+from tfdeploy_magic.artifacts.signature import DEFAULT_SIGNATURE
 from tfdeploy_magic.convert.describe import describe
 from tfdeploy_magic.errors import NameNotFound, NotAModel
 from tfdeploy_magic.evaluate.session import LiteSession
 from tfdeploy_magic.jobs import Report
-from tfdeploy_magic.sources import TracedModel, functions, graphs, keras, stored
+from tfdeploy_magic.sources import TracedModel, graphs, keras, stored
 
 Tensors = Iterable[tuple[str, tuple[int | None, ...]]]
 """The dtype and the shape of each."""
@@ -98,7 +99,7 @@ def saved_model_task(report: Report, path: str, name: str, signature: str | None
     declared = graphs.declared(meta)
     if signature is not None and signature not in declared:
         raise no_signature(name, signature, declared)
-    chosen = signature or (functions.DEFAULT if functions.DEFAULT in declared else None)
+    chosen = signature or (DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in declared else None)
     looked_at = [declared[chosen]] if chosen else list(declared.values())
     outputs = [output.name for proto in looked_at for output in proto.outputs.values()]
     reached = graphs.reachable(meta.graph_def, outputs) if outputs else meta.graph_def

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tfdeploy_magic.artifacts.signature import Arrays, Signature
+from tfdeploy_magic.artifacts.signature import DEFAULT_SIGNATURE, Arrays, Signature
 from tfdeploy_magic.errors import DataError, InputError, NameNotFound, RequestRefused, ServerUnreachable
 from tfdeploy_magic.serving.calls import VersionStatus
 from tfdeploy_magic.serving.client_json import outputs_of, parsed, request_body, signature_of
@@ -138,7 +138,7 @@ class Client:
             self._signatures = {key: signature_of(key, found[key]) for key in sorted(found)}
         return self._signatures
 
-    def predict(self, x: Any, *, signature: str = "serving_default", over: Over | None = None) -> Any:
+    def predict(self, x: Any, *, signature: str = DEFAULT_SIGNATURE, over: Over | None = None) -> Any:
         """Ask the model.
 
         Args:
@@ -164,7 +164,7 @@ class Client:
             answer = self._over_rest(signed, request_body(signature, arrays))
         return next(iter(answer.values())) if len(answer) == 1 else answer
 
-    def target(self, samples: Iterable[Any], *, signature: str = "serving_default", over: Over = "rest") -> Target:
+    def target(self, samples: Iterable[Any], *, signature: str = DEFAULT_SIGNATURE, over: Over = "rest") -> Target:
         """Return the calls of :meth:`predict` on samples as what a load generator sends, one after the other.
 
         Raises:

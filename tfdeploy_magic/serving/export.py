@@ -12,7 +12,7 @@ from typing import Any, Literal
 from tfdeploy_magic import jobs
 from tfdeploy_magic.artifacts.evidence import Evidence, Finding
 from tfdeploy_magic.artifacts.samples import SampleSet, open_arrays
-from tfdeploy_magic.artifacts.signature import Signature
+from tfdeploy_magic.artifacts.signature import DEFAULT_SIGNATURE, Signature
 from tfdeploy_magic.errors import ContractBroken, InputError, JobFailed, ModelNotReady, NotAModel, OutputError
 from tfdeploy_magic.evaluate import judge, measure
 from tfdeploy_magic.jobs import Report, Worker
@@ -152,9 +152,9 @@ def _check_request(source: Source, base_path: Path, custom: Mapping[str, Any], w
                 wanted="a name of your own",
                 cure="Write it as NAME=FUNCTION.",
             )
-    if wrapping is not None and functions.DEFAULT in custom:
+    if wrapping is not None and DEFAULT_SIGNATURE in custom:
         raise InputError(
-            f"{functions.DEFAULT} was given twice",
+            f"{DEFAULT_SIGNATURE} was given twice",
             found="a function of that name, and preprocess or postprocess, which make one",
             wanted="one of them",
             cure="Call the function otherwise, or leave the others out.",
@@ -192,16 +192,16 @@ def _traced(
 ) -> list[TracedModel]:
     """Return a model for each signature, ``serving_default`` first where there is one."""
     found = dict(_own_signatures(source))
-    first = found.get(functions.DEFAULT) or next(iter(found.values()))
+    first = found.get(DEFAULT_SIGNATURE) or next(iter(found.values()))
     wrapped.refuse_python(first, source.name)
     if len(found) == 1:  # TensorFlow, too, serves a module's only function when no signature is named
-        first = replace(first, signature=replace(first.signature, name=functions.DEFAULT))
-        found = {**found, functions.DEFAULT: first}
+        first = replace(first, signature=replace(first.signature, name=DEFAULT_SIGNATURE))
+        found = {**found, DEFAULT_SIGNATURE: first}
     if preprocess is not None or postprocess is not None:
         found[first.signature.name] = wrapped.around(first, preprocess, postprocess, input_spec)
     for key, function in custom.items():
         found[key] = wrapped.beside(function, first.signature.inputs, key)
-    ordered = sorted(found, key=lambda key: key != functions.DEFAULT)
+    ordered = sorted(found, key=lambda key: key != DEFAULT_SIGNATURE)
     return [_safely_named(found[key]) for key in ordered]
 
 
@@ -212,7 +212,7 @@ def _own_signatures(source: Source) -> Iterator[tuple[str, TracedModel]]:
         assert isinstance(source.model, TracedModel)
         yield source.model.signature.name, source.model
         return
-    chosen = source.how.signature or (functions.DEFAULT if functions.DEFAULT in names else None)
+    chosen = source.how.signature or (DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in names else None)
     refused: InputError | None = None
     some = False
     for name in names:
@@ -263,12 +263,12 @@ def _noticed(models: Sequence[TracedModel]) -> tuple[Finding, ...]:
             )
         )
     names = [model.signature.name for model in models]
-    if functions.DEFAULT not in names:
+    if DEFAULT_SIGNATURE not in names:
         kept.append(
             Finding(
                 "warning",
                 "no-default",
-                f"it has no signature '{functions.DEFAULT}', so that every request must name one of {', '.join(names)}",
+                f"it has no signature '{DEFAULT_SIGNATURE}', so that every request must name one of {', '.join(names)}",
                 "Say which it is: --signature serving_default=FUNCTION.",
             )
         )
@@ -307,7 +307,7 @@ def write_task(report: Report, path: str, folder: str, name: str, base_path: str
     report.stage("writing")
     model: TracedModel = stored.opened(path)
     wrapped.refuse_python(model, name)
-    model = _safely_named(replace(model, signature=replace(model.signature, name=functions.DEFAULT)))
+    model = _safely_named(replace(model, signature=replace(model.signature, name=DEFAULT_SIGNATURE)))
     with version_folder.as_output_error(Path(base_path)):
         save_together([model], Path(folder))
     return {"signature": model.signature.to_dict(), "findings": [asdict(finding) for finding in _noticed([model])]}
@@ -357,7 +357,7 @@ def _checked(
             wanted=str(_doors(meant)),
             cure="Please report this model.",
         )
-    found = {name: found[name] for name in sorted(found, key=lambda name: (name != functions.DEFAULT, name))}
+    found = {name: found[name] for name in sorted(found, key=lambda name: (name != DEFAULT_SIGNATURE, name))}
     return found, _evidence(written, base, read["answers"])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tfdeploy_magic.artifacts.signature import Arrays
+from tfdeploy_magic.artifacts.signature import DEFAULT_SIGNATURE, Arrays
 from tfdeploy_magic.serving import tensors
 from tfdeploy_magic.serving.calls import Call
 from tfdeploy_magic.serving.protos import (
@@ -21,9 +21,6 @@ from tfdeploy_magic.serving.protos import (
     types_pb2,
 )
 from tfdeploy_magic.serving.status import Code, Refusal, invalid
-
-DEFAULT_SIGNATURE = "serving_default"
-"""The signature of a request that names none."""
 
 PREDICT = "tensorflow/serving/predict"
 CLASSIFY = "tensorflow/serving/classify"

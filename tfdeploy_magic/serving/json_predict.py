@@ -17,7 +17,7 @@ import numpy.typing as npt
 import orjson
 import simdjson
 
-from tfdeploy_magic.artifacts.signature import Arrays
+from tfdeploy_magic.artifacts.signature import DEFAULT_SIGNATURE, Arrays
 from tfdeploy_magic.serving.calls import Call
 from tfdeploy_magic.serving.json_documents import (
     MOST_DIMENSIONS,
@@ -36,8 +36,6 @@ from tfdeploy_magic.serving.status import Refusal, invalid
 Array = npt.NDArray[Any]
 SignatureDef = Any
 """``tensorflow.SignatureDef`` of meta_graph.proto."""
-
-DEFAULT_SIGNATURE = "serving_default"
 
 
 class Codec:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tfdeploy_magic.artifacts.signature import Arrays
+from tfdeploy_magic.artifacts.signature import DEFAULT_SIGNATURE, Arrays
 from tfdeploy_magic.serving import status
 from tfdeploy_magic.serving.calls import Call
 from tfdeploy_magic.serving.protos import meta_graph_pb2
@@ -93,7 +93,7 @@ class _Interpreter:
         )
         by_name = {name: details["index"] for name, details in (inputs | outputs).items()}
         self._indices = {name.partition(":")[0]: index for name, index in by_name.items()} | by_name
-        self.signatures = listed or {"serving_default": _definition(inputs, outputs)}
+        self.signatures = listed or {DEFAULT_SIGNATURE: _definition(inputs, outputs)}
 
     def ask(self, call: Call) -> Arrays:
         """Answer a call."""

@@ -15,15 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfdeploy_magic.artifacts.signature import Arrays
+from tfdeploy_magic.artifacts.signature import DEFAULT_SIGNATURE, Arrays
 from tfdeploy_magic.serving.calls import Call
 from tfdeploy_magic.serving.status import Refusal
 
 SHORT_SECONDS = 0.001
 """A call that takes less is answered where it arrives: handing it to a thread and back costs as much."""
-
-DEFAULT = "serving_default"
-"""The signature that is asked most, and so tried first."""
 
 PATIENCE_SECONDS = 1.0
 """A model whose signatures take longer to try out than this is served with the rest of them untried."""
@@ -65,7 +62,7 @@ def try_out(signatures: Mapping[str, Any], run: Run) -> dict[str, Trial]:
     """
     ends = time.monotonic() + PATIENCE_SECONDS
     tried = {}
-    for key in sorted(signatures, key=lambda key: key != DEFAULT):
+    for key in sorted(signatures, key=lambda key: key != DEFAULT_SIGNATURE):
         tried[key] = _tried(key, signatures[key], run) if time.monotonic() < ends else Trial()
     return tried
 

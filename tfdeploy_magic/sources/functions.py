@@ -10,14 +10,12 @@ from typing import Any
 import numpy.typing as npt
 
 from tfdeploy_magic.artifacts.evidence import Finding
-from tfdeploy_magic.artifacts.signature import Signature, TensorSpec
+from tfdeploy_magic.artifacts.signature import DEFAULT_SIGNATURE, Signature, TensorSpec
 from tfdeploy_magic.errors import ModelNotReady, NameNotFound, NotAModel, UserCodeError
 from tfdeploy_magic.sources import graphs, weights
 from tfdeploy_magic.sources.how import How
 from tfdeploy_magic.sources.naming import describe
 from tfdeploy_magic.sources.traced import TracedModel
-
-DEFAULT = "serving_default"
 
 
 def matches(value: object) -> bool:
@@ -146,7 +144,7 @@ def _signatures(tf: Any, value: Any) -> dict[str, Any]:
     functions = [n for n in dict.fromkeys(names) if _is_function(tf, inspect.getattr_static(value, n, None))]
     found = {n: getattr(value, n) for n in functions}
     if _is_function(tf, getattr(value, "__call__", None)):  # noqa: B004  (the attribute, and not whether it is there)
-        found = {DEFAULT: value.__call__, **found}
+        found = {DEFAULT_SIGNATURE: value.__call__, **found}
     return found
 
 
@@ -155,18 +153,20 @@ def _chosen(value: Any, name: str, how: How) -> tuple[str, Any]:
     import tensorflow as tf
 
     if _is_function(tf, value):
-        if how.signature not in (None, DEFAULT):
+        if how.signature not in (None, DEFAULT_SIGNATURE):
             raise NameNotFound(
                 f"{name} has no signature '{how.signature}'",
                 found="one function",
                 wanted="a signature that it has",
                 cure="Leave --signature out.",
             )
-        return DEFAULT, _concrete(tf, value, name, how)
+        return DEFAULT_SIGNATURE, _concrete(tf, value, name, how)
     found = _signatures(tf, value)
     if not found:
-        return DEFAULT, _concrete(tf, tf.function(value), name, how)
-    wanted = how.signature or (DEFAULT if DEFAULT in found else next(iter(found)) if len(found) == 1 else None)
+        return DEFAULT_SIGNATURE, _concrete(tf, tf.function(value), name, how)
+    wanted = how.signature or (
+        DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in found else next(iter(found)) if len(found) == 1 else None
+    )
     if wanted is None:
         raise NameNotFound(
             f"{name} has several signatures",

@@ -13,14 +13,12 @@ from typing import Any
 import numpy.typing as npt
 
 from tfdeploy_magic.artifacts.evidence import Finding
-from tfdeploy_magic.artifacts.signature import Signature, TensorSpec
+from tfdeploy_magic.artifacts.signature import DEFAULT_SIGNATURE, Signature, TensorSpec
 from tfdeploy_magic.errors import ModelNotReady, NameNotFound, UserCodeError
 from tfdeploy_magic.sources import functions, graphs, weights
 from tfdeploy_magic.sources.how import How
 from tfdeploy_magic.sources.naming import describe
 from tfdeploy_magic.sources.traced import TracedModel
-
-SIGNATURE_NAME = "serving_default"
 
 
 def matches(value: object) -> bool:
@@ -73,10 +71,10 @@ def trace(model: Any, name: str, how: How) -> TracedModel:
 
     structure = _input_structure(model, name)
     inputs = input_specs(model, name, how)
-    if how.signature not in (None, SIGNATURE_NAME):
+    if how.signature not in (None, DEFAULT_SIGNATURE):
         raise NameNotFound(
             f"{name} has no signature '{how.signature}'",
-            found=f"a Keras model, whose only one is '{SIGNATURE_NAME}'",
+            found=f"a Keras model, whose only one is '{DEFAULT_SIGNATURE}'",
             wanted="one that it has",
             cure="Leave --signature out.",
         )
@@ -110,7 +108,7 @@ def trace(model: Any, name: str, how: How) -> TracedModel:
     return TracedModel(
         name=name,
         description=f"{type(model).__name__}, {model.count_params():,} parameters",
-        signature=Signature(SIGNATURE_NAME, inputs, outputs),
+        signature=Signature(DEFAULT_SIGNATURE, inputs, outputs),
         function=function,
         call=call,
         findings=(

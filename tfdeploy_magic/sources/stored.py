@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from tfdeploy_magic.artifacts.evidence import Finding, Latency
 from tfdeploy_magic.artifacts.models import SavedModelDir
 from tfdeploy_magic.artifacts.samples import SampleSet, save_arrays
-from tfdeploy_magic.artifacts.signature import Arrays, Signature
+from tfdeploy_magic.artifacts.signature import DEFAULT_SIGNATURE, Arrays, Signature
 from tfdeploy_magic.errors import InputError, NameNotFound, NotAModel
 from tfdeploy_magic.evaluate.session import LiteSession
 from tfdeploy_magic.jobs import Report
@@ -484,7 +484,7 @@ def refuse_touching(found: Sequence[str], name: str) -> None:
 
 
 def _pick_signature(found: list[str], name: str, how: How) -> str:
-    default = functions.DEFAULT if functions.DEFAULT in found else found[0] if len(found) == 1 else None
+    default = DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in found else found[0] if len(found) == 1 else None
     wanted = how.signature or default
     if wanted in found:
         return str(wanted)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tfdeploy_magic.artifacts.evidence import Finding
-from tfdeploy_magic.artifacts.signature import UNKNOWN_RANK, Signature, TensorSpec
+from tfdeploy_magic.artifacts.signature import DEFAULT_SIGNATURE, UNKNOWN_RANK, Signature, TensorSpec
 from tfdeploy_magic.serving.calls import VersionStatus
 from tfdeploy_magic.serving.client import Metrics
 from tfdeploy_magic.serving.served import Served
@@ -21,9 +21,6 @@ from tfdeploy_magic.views.html import escape
 
 LONG = 400
 """Characters of a request that a line of curl still shows."""
-
-DEFAULT = "serving_default"
-"""The signature that is asked when none is named."""
 
 
 @dataclass(frozen=True)
@@ -117,14 +114,14 @@ def python(seen: Seen, served: Served | None) -> str:
     request = _request(seen, served)
     if request is None:
         key = _key(seen)
-        named = "" if key == DEFAULT else f", signature={key!r}"
+        named = "" if key == DEFAULT_SIGNATURE else f", signature={key!r}"
         return "\n".join((*ours, f"endpoint.predict(x{named})  # {_inputs(seen.signatures[key])}"))
     content = json.loads(request)
     made = repr(content)
     if served is not None and served.request_file is not None:
         made = f"json.load(open({_in_python(Path(served.request_file))}))"
-    key = content.get("signature_name", DEFAULT)
-    named = "" if key == DEFAULT else f", signature={key!r}"
+    key = content.get("signature_name", DEFAULT_SIGNATURE)
+    named = "" if key == DEFAULT_SIGNATURE else f", signature={key!r}"
     rows = next(key for key in ("instances", "inputs") if key in content)
     asking = f"print(endpoint.predict(request[{rows!r}]{named}))  # numpy arrays do as well; TensorFlow is not needed"
     with_ours = ("", *ours, asking, "", "# or with nothing installed")
@@ -147,7 +144,7 @@ def request_of(key: str, signature: Signature, inputs: Mapping[str, Any]) -> str
         signature: What it takes.
         inputs: Its inputs as plain lists.
     """
-    named = {} if key == DEFAULT else {"signature_name": key}
+    named = {} if key == DEFAULT_SIGNATURE else {"signature_name": key}
     by_row = len(inputs) == 1 and signature.inputs[0].shape != ()
     return json.dumps({**named, "instances": next(iter(inputs.values()))} if by_row else {**named, "inputs": inputs})
 
@@ -165,7 +162,7 @@ def _request(seen: Seen, served: Served | None) -> str | None:
 
 
 def _key(seen: Seen) -> str:
-    return DEFAULT if DEFAULT in seen.signatures else next(iter(seen.signatures))
+    return DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in seen.signatures else next(iter(seen.signatures))
 
 
 def _zeros(spec: TensorSpec) -> Any:
@@ -295,5 +292,5 @@ def _versions(states: Sequence[VersionStatus]) -> list[tuple[str, ...]]:
 def _next(seen: Seen) -> str:
     if seen.version is None:
         return "%serve --list"
-    key = _key(seen) if seen.signatures else DEFAULT
-    return f"%loadtest {seen.url}" + ("" if key == DEFAULT else f" --signature {shlex.quote(key)}")
+    key = _key(seen) if seen.signatures else DEFAULT_SIGNATURE
+    return f"%loadtest {seen.url}" + ("" if key == DEFAULT_SIGNATURE else f" --signature {shlex.quote(key)}")
