@@ -18,8 +18,7 @@ from tfdeploy_magic.convert.converter import ConvertedGraph, FrozenGraph, Variab
 from tfdeploy_magic.errors import ConversionError, InputError
 from tfdeploy_magic.jobs import Report
 from tfdeploy_magic.jobs.progress import Progress, silent
-from tfdeploy_magic.sources import graphs
-from tfdeploy_magic.sources.traced import TracedModel
+from tfdeploy_magic.sources.traced import TracedModel, save_together
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Statistics for quantized inputs were expected:UserWarning"),
@@ -167,8 +166,8 @@ def test_a_model_with_its_variables_beside_it_answers_as_a_frozen_one(settings: 
     random = np.random.default_rng(2)
     rows = {spec.name: random.normal(size=(20, *spec.shape[1:])).astype("float32") for spec in traced.signature.inputs}
     samples = rows if "optimizations" in settings else None
-    saved = graphs.save_with_variables(traced.function, traced.signature, (), tmp_path / "beside")
-    beside = VariableGraph(saved.path, saved.tags, saved.signature)
+    save_together([traced], tmp_path / "beside")
+    beside = VariableGraph(tmp_path / "beside", ("serve",), traced.signature)
     content = plain.convert(beside, settings, samples, Report(silent))
     wanted = by_hand.answers(plain.convert(graph_of(model, tmp_path), settings, samples, Report(silent)), rows)
     for output, answer in by_hand.answers(content, rows).items():

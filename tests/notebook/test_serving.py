@@ -224,7 +224,7 @@ served_parity.compare = compare
 
 def test_a_handle_that_is_thrown_away_stops_nothing(served: Kernel) -> None:
     url = value_of(served, "endpoint.url").strip("'")
-    ok(served.run("_ = kept = endpoint\ndel endpoint, kept\n%reset -f out"))
+    ok(served.run("Out.clear()\ndel endpoint\nimport gc\ngc.collect();"))
     assert answers(url)
     ok(served.run("from tfdeploy_magic import Endpoint\nendpoint = Endpoint.at(%r)\ndel Endpoint" % url))  # noqa: UP031
     assert "took over from version 1" in served.run("endpoint").text, "what is known of it is found again"
@@ -255,7 +255,7 @@ def test_a_quantized_file_is_served_and_asked_with_real_numbers(served: Kernel) 
     assert "keras_tensor: int8[?, 8, 8, 1]" in text
     assert value_of(served, "(quantized.predict(x_test) == lite.predict(x_test)).all()") == "np.True_"
     assert "x_test, 1 row a request" in ok(served.run("%loadtest quantized --clients 1 --seconds 0.2")).text
-    ok(served.run("%serve --stop lite\ndel lite, quantized"))
+    ok(served.run("%serve --stop lite\ndel lite, quantized\nimport gc\ngc.collect();"))
 
 
 def test_a_model_is_exported_and_what_was_exported_is_served(served: Kernel, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from tfdeploy_magic.artifacts.signature import UNKNOWN_RANK, Signature, TensorSp
 from tfdeploy_magic.errors import DataError, InputError, NameNotFound, RequestRefused, ServerUnreachable
 from tfdeploy_magic.serving.calls import VersionStatus
 from tfdeploy_magic.serving.client import LARGE, Client, Metrics, Over
+from tfdeploy_magic.serving.client_json import outputs_of
 from tfdeploy_magic.serving.monitoring import Monitoring
 from tfdeploy_magic.serving.protos import predict_pb2, tensor_pb2, types_pb2
 from tfdeploy_magic.serving.status import Code
@@ -664,6 +665,13 @@ def test_metrics_read_the_samples_that_prometheus_reads() -> None:
     found = {(name, labels): value for name, rows in raw.items() for labels, value in rows.items()}
     wanted = {(name, ",".join(f'{key}="{text}"' for key, text in labels)): v for (name, labels), v in samples.items()}
     assert found == wanted
+
+
+def test_a_newer_version_that_answers_in_floats_is_not_read_as_integers() -> None:
+    signed = Signature("serving_default", (), (TensorSpec("y", (None,), "int64"),))
+    assert outputs_of(signed, [1, 2])["y"].tolist() == [1, 2]
+    with pytest.raises(ValueError, match="y is no int64"):
+        outputs_of(signed, [0.3, 0.9])
 
 
 def test_what_asks_for_the_state_of_a_model_is_no_request_of_it(fake: Fake, client: Client) -> None:

@@ -247,6 +247,17 @@ def test_a_bad_call_is_refused_and_the_next_is_told_nothing_of_it(many: bytes, t
             assert "prepare" not in said[1]
 
 
+@pytest.mark.parametrize("shape", [(), (2,), (1, 3), (1, 2, 1)])
+def test_dimensions_that_are_fixed_are_never_resized(many: bytes, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    for name, content in {"runners": many, "tensors": without_signatures(many)}.items():
+        with loaded(written(tmp_path / name, content), interpreters=1) as version:
+            ports = version.signatures["serving_default"].inputs
+            a, b = (next(port for port, info in ports.items() if info.dtype == dtype) for dtype in (1, 9))
+            with pytest.raises(Refusal, match="and the file takes") as refused:
+                version.answer(call(version, **{a: np.ones(shape, np.float32), b: np.array([3])}))
+            assert refused.value.code is Code.INVALID_ARGUMENT
+
+
 def recurrent(weights: dict[str, tuple[Any, Any]]) -> bytes:
     """Return a file with a recurrent layer for each signature, its state a tensor as in an LSTM of Keras 2."""
     import flatbuffers

@@ -183,6 +183,11 @@ def test_models_that_look_at_the_whole_batch_are_found_out(tmp_path: Path) -> No
         "reverse": (lambda x: {"y": tf.reverse(x, [0])}, scalars),
         "clip": (lambda x: {"y": tf.clip_by_norm(x, 50.0)}, rows),
         "mask": (lambda x: {"y": tf.boolean_mask(x, x > 0)}, scalars),
+        "neighbours": (lambda x: {"y": x * tf.reduce_max(tf.abs(x[:, 1:] - x[:, :-1]))}, tf.TensorSpec([None, None])),
+        "pixels": (
+            lambda x: {"y": tf.cast(x, tf.float32) / tf.where(tf.reduce_max(x) > 1, 255.0, 1.0)},
+            tf.TensorSpec([None, 2], tf.uint8),
+        ),
         "size": (lambda x: {"y": x / tf.cast(tf.shape(x)[0], tf.float32)}, scalars),
         "one": (lambda x: {"y": tf.reduce_sum(x, keepdims=True)}, scalars),
         "scalar": (lambda x: {"y": tf.reduce_sum(x)}, scalars),
@@ -246,6 +251,32 @@ def test_what_takes_long_is_not_answered_where_it_arrives(tmp_path: Path) -> Non
     with loaded(tmp_path / "m") as version:
         assert version.short == frozenset()
         assert not version.inline(call(version, x=X))
+
+
+def test_a_loop_of_any_length_is_never_run_on_the_event_loop(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    def count(n: Any) -> dict[str, Any]:
+        steps = tf.reduce_max(n)
+        return {"y": n + tf.while_loop(lambda i: i < steps, lambda i: [i + 1], [tf.constant(0)])[0]}
+
+    spec = {"n": tf.TensorSpec([None], tf.int32)}
+    builders.save(tmp_path / "1", {"serving_default": (count, spec)})
+    with loaded(tmp_path) as version:
+        asked = call(version, n=np.array([3], np.int32))
+        assert not version.inline(asked)
+        assert version.answer(asked)["y"].tolist() == [6]
+
+
+def test_a_call_that_was_not_short_after_all_is_the_last_of_its_signature(
+    saved_models: SavedModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with loaded(saved_models.half_plus_two) as version:
+        asked = call(version, x=X)
+        assert version.inline(asked)
+        monkeypatch.setattr(tryout, "SHORT_SECONDS", 0.0)
+        version.answer(asked)
+        assert not version.inline(asked)
 
 
 def test_longer_rows_are_timed_and_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:

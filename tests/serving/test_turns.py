@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,6 +103,40 @@ def test_a_call_without_rows_goes_alone() -> None:
     answers = answered(servable, [scalar, scalar, call(1)])
     assert [answer["y"].tolist() for answer in answers] == [6, 6, [2]]
     assert servable.runs == [0, 0, 1]
+
+
+def test_answers_that_are_not_one_a_row_are_never_dealt_out() -> None:
+    class Filter(Doubler):
+        def answer(self, call: Call) -> Arrays:
+            self.runs.append(len(call.inputs["x"]))
+            return {"y": call.inputs["x"][call.inputs["x"] < 5]}
+
+    servable = Filter()
+    answers = answered(servable, [call(9), call(1, 2), call(3)])
+    assert [values(answer) for answer in answers] == [[], [1, 2], [3]]
+    assert servable.runs == [4, 1, 2, 1]
+
+
+def test_the_loop_goes_on_while_a_call_waits_that_is_short_no_longer() -> None:
+    submitted: list[Future[Arrays]] = []
+
+    class Busy(Doubler):
+        def inline(self, call: Call) -> bool:
+            return False
+
+        def submit(self, call: Call) -> Future[Arrays]:
+            submitted.append(Future())
+            return submitted[-1]
+
+    async def asked() -> Any:
+        waiting = asyncio.ensure_future(Turn().answer(Busy(), call(4)))
+        while not submitted:
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        submitted[0].set_result({"y": np.array([8.0])})
+        return await waiting
+
+    assert values(asyncio.run(asyncio.wait_for(asked(), 30))) == [8]
 
 
 def test_a_caller_that_gave_up_is_left_out() -> None:

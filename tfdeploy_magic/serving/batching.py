@@ -272,7 +272,7 @@ class Batcher:
             if size > count:  # its first row again and again, which no model minds
                 part = _rows_of(part, np.r_[np.arange(count), np.zeros(size - count, int)])
             answers = self._run(part)
-            _check_answers(answers, size)
+            check_answers(answers, size)
             parts.append({name: answer[:count] for name, answer in answers.items()})
             ran.append(size)
         return (parts[0] if len(parts) == 1 else _joined(parts)), ran
@@ -322,8 +322,12 @@ def _check_room(batches: Sequence[_Batch], rows: int, rules: Rules) -> None:
         )
 
 
-def _check_answers(answers: Arrays, rows: int) -> None:
-    """Refuse answers that cannot be told apart by row (batching_session.cc)."""
+def check_answers(answers: Arrays, rows: int) -> None:
+    """See that each answer has a row for each that was asked (batching_session.cc).
+
+    Raises:
+        Refusal: They cannot be told apart.
+    """
     for answer in answers.values():
         if not answer.ndim:
             raise Refusal(Code.FAILED_PRECONDITION, "Batched output tensor has 0 dimensions")

@@ -71,7 +71,10 @@ def _from_json(spec: TensorSpec, value: Any) -> npt.NDArray[Any]:
         found = np.array(value, dtype=object)
         array = objects([_string(item) for item in found.flat], found.shape)
     else:
-        array = np.array(value, dtype_of(spec.dtype))
+        dtype = dtype_of(spec.dtype)
+        if dtype.kind in "iub" and any(type(item) is float for item in np.array(value, object).flat):
+            raise ValueError(f"{spec.name} is no {spec.dtype}")  # casting it would cut its decimals off
+        array = np.array(value, dtype)
     if array.size == 0 and spec.shape != UNKNOWN_RANK:  # JSON does not say the sizes within an empty list
         array = array.reshape(array.shape + tuple(size or 0 for size in spec.shape[array.ndim :]))
     return array

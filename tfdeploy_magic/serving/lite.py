@@ -40,6 +40,7 @@ class LiteEngine:
         try:
             model = schema.Model.GetRootAs(content, 0)
             self.changes = _has_operator(model, schema.BuiltinOperator.ASSIGN_VARIABLE)
+            self.loops = _has_operator(model, schema.BuiltinOperator.WHILE)
             listed, recurrent = _listed_signatures(model), _has_state(model)
             for _ in range(1 if self.changes else max(1, interpreters)):
                 loaded = _Interpreter(content, listed, recurrent)
@@ -97,6 +98,8 @@ class _Interpreter:
 
     def ask(self, call: Call) -> Arrays:
         """Answer a call."""
+        for name, array in call.inputs.items():
+            _check_shape(name, array.shape, self.signatures[call.signature].inputs[name].tensor_shape)
         try:
             answers = self._by_signature(call) if self._runners else self._by_tensor(call)
         except RuntimeError:  # it may have lost its memory, and would say this again before whatever comes next
@@ -153,6 +156,19 @@ class _Interpreter:
             self._shapes = shapes
         for index, array in given.items():
             self._interpreter.set_tensor(index, array)
+
+
+def _check_shape(name: str, found: tuple[int, ...], wanted: Any) -> None:
+    """Refuse what would resize dimensions that are fixed: LiteRT does, and then answers or not, as it happens.
+
+    Raises:
+        ValueError: The shape is another.
+    """
+    sizes = [dim.size for dim in wanted.dim]
+    if sizes and (
+        len(found) != len(sizes) or any(size not in (-1, had) for size, had in zip(sizes, found, strict=True))
+    ):
+        raise ValueError(f"input {name} has shape {list(found)}, and the file takes {sizes}")
 
 
 def _refusal(what: str, error: Exception) -> status.Refusal:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +29,9 @@ LITE_FILE = "model.tflite"
 
 NATURAL = Rules(max_batch_size=64, num_batch_threads=os.cpu_count() or 1)
 """Batching when nobody asked for any: only what waits anyway goes together."""
+
+_LOOPS = frozenset(("While", "StatelessWhile", "For", "LoopCond"))
+"""Operations that go on for as long as the data say."""
 
 _HARMLESS = re.compile(
     r"VarHandleOp|Variable(V2)?|ReadVariableOp|VarIsInitializedOp|VariableShape|ResourceGather(Nd)?|If|While|Case|Assert"
@@ -50,7 +53,7 @@ class Settings:
         inter_op_threads: Of the Session; 0 leaves the choice to TensorFlow.
         rules: Batching parameters; None where batching was not asked for.
         session_config: A ``ConfigProto`` that the Session starts from.
-        lite_interpreters: How many interpreters answer calls of one .tflite file; 0 for one a CPU.
+        lite_interpreters: How many interpreters answer calls of one .tflite file.
     """
 
     tags: tuple[str, ...] = ("serve",)
@@ -73,6 +76,10 @@ class Engine(Protocol):
     @property
     def changes(self) -> bool:
         """Whether a call does more than answer: changes what the next one is answered, or writes somewhere."""
+
+    @property
+    def loops(self) -> bool:
+        """Whether how long a call takes depends on what it is asked, and not on how much."""
 
     @property
     def idle(self) -> bool:
@@ -120,7 +127,7 @@ class LoadedVersion:
         self._tried: dict[str, tryout.Trial] = {}
         if not rules.every_call and not self._engine.changes:  # what remembers must not remember our questions
             try:
-                self._tried = tryout.try_out(self.signatures, self._engine.run)
+                self._tried = tryout.try_out(self.signatures, self._engine.run, loops=self._engine.loops)
             except BaseException:
                 self._engine.close()
                 raise
@@ -165,7 +172,10 @@ class LoadedVersion:
     def _run(self, call: Call, here: bool = False) -> Arrays:
         began = time.perf_counter()
         answers = self._engine.run(call, here=here)
-        self._ran((time.perf_counter() - began) * 1e6)
+        taken = time.perf_counter() - began
+        if here and taken > 10 * tryout.SHORT_SECONDS:  # these were not short, whatever others were
+            self._tried[call.signature] = replace(self._tried[call.signature], short=None)
+        self._ran(taken * 1e6)
         return answers
 
 
@@ -218,7 +228,9 @@ class _SessionEngine:
             with graph.as_default(), without_chatter():
                 meta = SavedModelLoader(str(path)).load(self._session, list(settings.tags))
             self.signatures = graphs.declared(meta)
-            self.changes = _has_side_effects(meta, self.signatures)
+            answering = _answering(meta, self.signatures)
+            self.changes = _has_side_effects(answering)
+            self.loops = not _LOOPS.isdisjoint(node.op for node in graphs.nodes(answering))
         except BaseException:
             self._session.close()
             raise
@@ -267,11 +279,14 @@ def _refusal_of(error: Exception) -> Refusal:
     return Refusal(Code.INTERNAL, f"{type(error).__name__}: {error}")
 
 
-def _has_side_effects(meta: Any, signatures: Mapping[str, Any]) -> bool:
-    """Whether the part of a graph that answers may change what it answers next, or write somewhere.
+def _answering(meta: Any, signatures: Mapping[str, Any]) -> Any:
+    """Return the part of a graph that answers: what restores the variables assigns them, and is no part of it."""
+    tensors = [info.name for signature in signatures.values() for info in signature.outputs.values() if info.name]
+    return graphs.reachable(meta.graph_def, tensors)
 
-    What restores the variables assigns them too, and is no part of it.
-    """
+
+def _has_side_effects(graph_def: Any) -> bool:
+    """Whether a graph may change what it answers next, or write somewhere."""
     from tensorflow.python.framework import op_def_registry
 
     def may(op: str) -> bool:
@@ -280,6 +295,5 @@ def _has_side_effects(meta: Any, signatures: Mapping[str, Any]) -> bool:
         known = op_def_registry.get(op)
         return known is None or known.is_stateful or any(each.is_ref for each in known.input_arg)
 
-    own = {function.signature.name for function in meta.graph_def.library.function}
-    tensors = [info.name for signature in signatures.values() for info in signature.outputs.values() if info.name]
-    return any(may(op) for op in {node.op for node in graphs.nodes(graphs.reachable(meta.graph_def, tensors))})
+    own = {function.signature.name for function in graph_def.library.function}
+    return any(may(op) for op in {node.op for node in graphs.nodes(graph_def)})

@@ -53,21 +53,22 @@ class Trial:
     independent: bool = False
 
 
-def try_out(signatures: Mapping[str, Any], run: Run) -> dict[str, Trial]:
+def try_out(signatures: Mapping[str, Any], run: Run, *, loops: bool = False) -> dict[str, Trial]:
     """Try each signature that takes numbers.
 
     Args:
         signatures: Key -> ``SignatureDef``.
         run: Answers a call, ``here=True`` in this thread; raises Refusal.
+        loops: Whether a call that is short for these numbers may be long for others: none is then called short.
     """
     ends = time.monotonic() + PATIENCE_SECONDS
     tried = {}
     for key in sorted(signatures, key=lambda key: key != DEFAULT_SIGNATURE):
-        tried[key] = _tried(key, signatures[key], run) if time.monotonic() < ends else Trial()
+        tried[key] = _tried(key, signatures[key], run, loops) if time.monotonic() < ends else Trial()
     return tried
 
 
-def _tried(key: str, signature: Any, run: Run) -> Trial:
+def _tried(key: str, signature: Any, run: Run, loops: bool) -> Trial:
     outputs = tuple(signature.outputs)
     if not _can_be_made_up(signature):
         return Trial()
@@ -81,7 +82,7 @@ def _tried(key: str, signature: Any, run: Run) -> Trial:
         _log.debug("signature %s was not tried out: %s", key, refusal)
         return Trial()
     short = None
-    if taken < 10 * SHORT_SECONDS:  # to get ready for calls in this thread takes time, too
+    if not loops and taken < 10 * SHORT_SECONDS:  # to get ready for calls in this thread takes time, too
         short = _short(signature, lambda inputs: run(Call(key, inputs, outputs), here=True))
     try:
         return Trial(short, _rows_are_open(signature) and _independent(key, signature, run))
@@ -125,7 +126,7 @@ def _seconds(run: Callable[[Arrays], Arrays], inputs: Arrays) -> float:
 def _independent(key: str, signature: Any, run: Run) -> bool:
     """Whether rows are answered the same alone, together, and in another order."""
     outputs = tuple(signature.outputs)
-    rows = [_made_up(signature, scale=scale, seed=seed) for seed, scale in enumerate(SCALES)]
+    rows = [_made_up(signature, inner=3, scale=scale, seed=seed) for seed, scale in enumerate(SCALES)]
     alone = [run(Call(key, row, outputs)) for row in rows]
     for order in (range(len(rows)), range(len(rows))[::-1]):
         together = {name: np.concatenate([rows[at][name] for at in order]) for name in rows[0]}
@@ -182,7 +183,8 @@ def _made_up(signature: Any, rows: int = 1, inner: int = 1, scale: float = 1.0, 
         signature: One that takes numbers only.
         rows: The size of a first dimension that is open.
         inner: The size of any other dimension that is open.
-        scale: The size and sign of floats; integers are 0 or 1, which number something in any vocabulary.
+        scale: The size and sign of floats; integers are 0 or 1, which number something in any vocabulary, but those of
+            8 bits, which are pixels, are any.
         seed: Of the numbers.
     """
     draw = np.random.default_rng(seed)
@@ -191,6 +193,8 @@ def _made_up(signature: Any, rows: int = 1, inner: int = 1, scale: float = 1.0, 
         dtype, shape = _dtype(info), _shape(info, rows, inner)
         if dtype.is_floating:
             values: npt.NDArray[Any] = scale * (1 + draw.standard_normal(shape))
+        elif dtype.is_integer and dtype.size == 1 and seed > 1:
+            values = draw.integers(dtype.min, dtype.max, shape, endpoint=True)
         else:
             values = np.full(shape, seed) if seed < 2 else draw.integers(0, 2, shape)
         made[name] = np.asarray(values).astype(dtype.as_numpy_dtype)

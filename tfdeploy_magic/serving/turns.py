@@ -7,10 +7,11 @@ are better answered at once. None waits for others: what has arrived when the lo
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import Any
 
 from tfdeploy_magic.artifacts.signature import Arrays
-from tfdeploy_magic.serving.batching import Key, key_of, merged, rows_in
+from tfdeploy_magic.serving.batching import Key, check_answers, key_of, merged, rows_in
 from tfdeploy_magic.serving.calls import Call, Servable
 
 _Waiting = tuple[Call, "asyncio.Future[Arrays]"]
@@ -28,10 +29,11 @@ class Turn:
         Raises:
             Refusal: It cannot be answered.
         """
-        if not rows_in(call) or not servable.independent(call):
-            return servable.answer(call)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Arrays] = loop.create_future()
+        if not rows_in(call) or not servable.independent(call):
+            _settle(servable, call, future)
+            return await future
         key = (servable, key_of(call))
         if (waiting := self._waiting.get(key)) is None:
             waiting = self._waiting[key] = []
@@ -56,6 +58,7 @@ def _answer(servable: Servable, waiting: list[_Waiting]) -> None:
         return
     try:
         answers = servable.answer(whole)
+        check_answers(answers, rows_in(whole) or 0)
     except Exception:  # one bad call must not cost the others their answers
         for call, future in waiting:
             _settle(servable, call, future)
@@ -69,6 +72,20 @@ def _answer(servable: Servable, waiting: list[_Waiting]) -> None:
 
 def _settle(servable: Servable, call: Call, future: asyncio.Future[Any]) -> None:
     try:
+        if not servable.inline(call):  # it was when it came; the loop must not wait for it
+            waiting = asyncio.wrap_future(servable.submit(call), loop=future.get_loop())
+            waiting.add_done_callback(functools.partial(_hand_on, future))
+            return
         future.set_result(servable.answer(call))
     except Exception as error:
         future.set_exception(error)
+
+
+def _hand_on(future: asyncio.Future[Any], done: asyncio.Future[Any]) -> None:
+    if future.done():  # nobody waits any longer
+        return
+    error = done.exception()
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(done.result())

@@ -62,14 +62,6 @@ def save_frozen(function: Any, signature: Signature, folder: Path, *, single_sam
     return SavedModelDir(folder, named, len(content))
 
 
-def save_with_variables(
-    function: Any, signature: Signature, trackables: tuple[Any, ...], folder: Path
-) -> SavedModelDir:
-    """Write a function with its variables and tables beside it; no copy of the weights is made in memory."""
-    size = save_signatures([(function, signature)], trackables, folder)
-    return SavedModelDir(folder, signature, size, frozen=False)
-
-
 def save_signatures(functions: Sequence[tuple[Any, Signature]], trackables: Sequence[Any], folder: Path) -> int:
     """Write functions as the signatures of one SavedModel, what they share once, and return its bytes.
 
