@@ -33,7 +33,9 @@ def fake() -> Iterator[Fake]:
 
 
 def quantized(fake: Fake, *inputs: TensorSpec) -> Endpoint:
-    """An endpoint of a .tflite file that this process serves, and that answers what it is asked."""
+    """Return an endpoint of a .tflite file that this process serves, and that answers what it is asked."""
+    # It is asked by its version: others have other scales.
+    fake.answers["/v1/models/echo/versions/3/metadata"] = fake.answers["/v1/models/echo/metadata"]
     lite = {"serving_default": Signature("serving_default", inputs, inputs)}
     host = Host("echo", Path("/nowhere"), ours=False, in_kernel=True)
     host.url, host.served = f"http://127.0.0.1:{fake.port}", Served(3, "lite", "/nowhere", 1, lite=lite)
@@ -72,6 +74,7 @@ def test_real_numbers_are_quantized_by_the_scale_of_the_file(fake: Fake) -> None
     endpoint = quantized(fake, HALVES)
     for rows in ([[0.5, 1.0, -1.0]], np.array([[0.5, 1.0, -1.0]], "float32"), {"x": [[0.5, 1.0, -1.0]]}):
         np.testing.assert_array_equal(endpoint.predict(rows), [[0.5, 1.0, -1.0]])
+    assert fake.asked[-1][1] == "/v1/models/echo/versions/3:predict"
     assert fake.asked[-1][2] == b'{"signature_name":"serving_default","inputs":[[-9,-8,-12]]}'
     assert endpoint.predict(np.full((2, 3), 1e9)).max() == 0.5 * (127 + 10), "what it cannot hold is as near as can be"
     assert [str(spec) for spec in endpoint.inputs(endpoint.signatures["serving_default"])] == ["x: float32[?, 3]"]

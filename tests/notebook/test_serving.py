@@ -16,6 +16,7 @@ import pytest
 
 from tests.notebook.kernels import Kernel, Shown, kernel, two_lines
 from tests.serving.saved_models import half_plus_two
+from tfdeploy_magic.serving import state
 
 SECONDS = 5.0
 """How long a server may outlive its kernel."""
@@ -311,7 +312,7 @@ def test_servers_end_with_their_kernel_whatever_ends_that(tmp_path: Path) -> Non
         ok(running.run(f"endpoint = %serve {tmp_path}/half/1\ninside = %serve {tmp_path}/inside/1 --in-kernel"))
         urls = [value_of(running, f"{name}.url").strip("'") for name in ("endpoint", "inside")]
         assert all(map(answers, urls))
-        folder = next((tmp_path / "tfdeploy_magic" / "served").iterdir())
+        folder = next((tmp_path / "tfdeploy_magic" / "served" / state.machine()).iterdir())
         assert {"half", "inside"} <= {path.name for path in folder.iterdir()}
         running.client.stop_channels()
         running.manager.restart_kernel(now=False)
@@ -322,7 +323,7 @@ def test_servers_end_with_their_kernel_whatever_ends_that(tmp_path: Path) -> Non
         ok(running.run("%load_ext tfdeploy_magic"))
         ok(running.run(f"endpoint = %serve {tmp_path}/half/1"))
         url = value_of(running, "endpoint.url").strip("'")
-        (folder,) = (tmp_path / "tfdeploy_magic" / "served").iterdir()
+        (folder,) = (tmp_path / "tfdeploy_magic" / "served" / state.machine()).iterdir()
         psutil.Process(process_of(running)).send_signal(signal.SIGKILL)
         assert is_gone(url)
         assert folder.exists(), "nobody was left to clean up"

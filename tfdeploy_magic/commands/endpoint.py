@@ -63,6 +63,20 @@ class Endpoint:
 
         return Client(self.url, grpc=self.grpc)
 
+    @cached_property
+    def _clients(self) -> dict[int, Client]:
+        return {}
+
+    def _own_client(self) -> Client:
+        """Return what asks the version that was served last: another has other scales, and may come at any moment."""
+        from tfdeploy_magic.serving.client import Client
+
+        assert self.served is not None
+        version = self.served.version
+        if version not in self._clients:
+            self._clients[version] = Client(self.url, grpc=self.grpc, version=version)
+        return self._clients[version]
+
     @property
     def name(self) -> str:
         """What the model is called there."""
@@ -95,9 +109,10 @@ class Endpoint:
             ServerUnreachable: Nothing answers at the address.
             RequestRefused: The server answered with an error of its own.
         """
-        answers = self.client.predict(self.as_stored(x, signature), signature=signature, over=over)
         if (lite := self._quantized(signature)) is None:
-            return answers
+            return self.client.predict(x, signature=signature, over=over)
+        stored = self.as_stored(x, signature)
+        answers = self._own_client().predict(stored, signature=signature, over=over)
         specs = {spec.name: spec for spec in lite.outputs}
         if isinstance(answers, dict):
             return {name: specs[name].dequantize(answer) for name, answer in answers.items()}

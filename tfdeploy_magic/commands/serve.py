@@ -86,8 +86,8 @@ _SETTLED = {
 }
 """Flags of the server that options of this verb set."""
 
-_NOT_HERE = ("model_config_file", "any_port", "prefer_tflite_model", "help", "version")
-"""Flags of the server that would make it another one than the model's own."""
+_NOT_HERE = ("model_config_file", "ssl_config_file", "any_port", "prefer_tflite_model", "help", "version")
+"""Flags of the server that would make it another one than the model's own, or that its own client does not speak."""
 
 _KEPT = ("host", "in_kernel", "gpu", "flags")
 """Options that hold for as long as a server runs."""
@@ -223,7 +223,9 @@ def _numbered(options: Serve, name: str, base_path: Path, running: Host | None) 
     """Return the options with a number that is served: the newest in its folder, and never one that was before."""
     from tfdeploy_magic.serving import hosting, version_folder
 
-    other = next((host for host in hosting.hosts.values() if host.base_path == base_path and host is not running), None)
+    there = base_path.resolve()
+    others = (host for host in hosting.hosts.values() if host is not running)
+    other = next((host for host in others if host.base_path.resolve() == there), None)
     if other is not None:
         raise InputError(
             f"{name} cannot have its versions in {base_path}",

@@ -170,9 +170,10 @@ class Worker:
                     self._discard()
                 raise
 
-    def cancel(self) -> None:
-        """End the call that another thread is waiting in, if one is; there it raises ``JobCancelled``."""
+    def cancel(self) -> bool:
+        """End the call that another thread is waiting in, where it raises ``JobCancelled``; tell whether one is."""
         self._cancelled = self._lock.locked()
+        return self._cancelled
 
     def output(self) -> str:
         """Everything the worker has printed."""

@@ -27,6 +27,9 @@ from tfdeploy_magic.serving.served import Served
 KEPT_VERSIONS = 3
 """Versions of a model that stay on disk where nobody chose the folder."""
 
+SPARE_SECONDS = 60.0
+"""How much longer than it may take to load a version its server may take to say so."""
+
 _TASKS = "tfdeploy_magic.serving.process"
 
 
@@ -107,6 +110,7 @@ class Host:
             VersionFailed: It cannot be loaded; the version before it still is served.
         """
         self.newest = max(self.newest, version)
+        self.worker.deadline = seconds + SPARE_SECONDS  # to miss that one would end the server
         stage = f"loading version {version}"
         report.stage(stage)
         _in_a_thread(
@@ -121,7 +125,7 @@ class Host:
     def stop(self) -> None:
         """End it, and take its folder away where that is ours."""
         hosts.pop(self.name, None)
-        if self.alive:
+        if not self.worker.cancel() and self.alive:  # one that still loads a version is not asked
             with contextlib.suppress(TfdeployError):
                 self._call("stop_task", Report(silent), model=self.name)
         self.worker.close()
@@ -176,13 +180,13 @@ def clean_up() -> None:
     """Take away what processes that are gone have left."""
     with contextlib.suppress(OSError):
         for folder in _served().iterdir():
-            match = re.fullmatch(r"(\d+)-([\d.]+)", folder.name)
+            match = re.fullmatch(r"(\d+)-(\d+\.\d+)", folder.name)
             if match and not state.is_process(int(match[1]), float(match[2])):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def _served() -> Path:
-    return platformdirs.user_cache_path("tfdeploy_magic") / "served"
+    return platformdirs.user_cache_path("tfdeploy_magic") / "served" / state.machine()
 
 
 def find(name: str) -> Host | None:

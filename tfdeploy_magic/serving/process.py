@@ -7,6 +7,8 @@ kernel, whatever ended that. The tasks here are what the kernel asks it; clients
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from typing import Any
 
 from tfdeploy_magic.errors import VersionFailed
@@ -34,6 +36,8 @@ def start_task(report: Report, argv: list[str], kernel: int, devices: str | None
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
         if not devices:
             del os.environ["CUDA_VISIBLE_DEVICES"]
+    if kernel != os.getpid():
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=_end, daemon=True).start())
     report.stage("loading the model")
     options = flags.parse(argv)
     server = ModelServer(options, kernel=kernel)
@@ -65,3 +69,10 @@ def stop_task(report: Report, model: str) -> None:
     """Stop the server; a job's entry."""
     report.stage("stopping")
     _servers.pop(model).stop()
+
+
+def _end() -> None:
+    """Answer what has been asked, and end this process; who asked for it waits for some seconds only."""
+    for server in list(_servers.values()):
+        server.stop()
+    os._exit(0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
+import re
 import secrets
 import signal
 import time
@@ -87,9 +89,14 @@ def is_process(pid: int, created: float) -> bool:
     return False
 
 
+def machine() -> str:
+    """Return what tells this machine, or container, from others that share the folder: processes are its own."""
+    return re.sub(r"[^\w.-]", "_", platform.node()) or "here"
+
+
 def folder() -> Path:
-    """Return where the files are."""
-    return platformdirs.user_cache_path("tfdeploy_magic") / "servers"
+    """Return where the files of this machine are."""
+    return platformdirs.user_cache_path("tfdeploy_magic") / "servers" / machine()
 
 
 def note(
