@@ -68,6 +68,7 @@ def test_a_request_may_hold_several_rows_and_go_either_way(fake: Fake, over: Any
 
 def test_real_numbers_are_sent_as_the_file_stores_them(fake: Fake) -> None:
     fake.has({"x": ("DT_INT8", [-1, 3])})
+    fake.answers["/v1/models/echo/versions/1/metadata"] = fake.answers["/v1/models/echo/metadata"]
     spec = TensorSpec("x", (None, 3), "int8", scale=0.5)
     host = Host("echo", Path("/nowhere"), ours=False, in_kernel=True)
     lite = {"serving_default": Signature("serving_default", (spec,), (spec,))}

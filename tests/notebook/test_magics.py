@@ -193,8 +193,10 @@ def test_actions_of_a_verb_are_run_explained_and_completed(trained: Kernel) -> N
         "COMMANDS['host'], digits = host_verb(), Digits()\n"
         "%reload_ext tfdeploy_magic"
     )
-    shown = trained.run("kept = %host --ask digits x_test[:3, ..., 0] --version 2")
+    shown = trained.run("%host --ask digits x_test[:3, ..., 0] --version 2")
     assert "Done(what='ask'" in shown.text
+    kept = trained.run("kept = %host --ask digits x_test[:3, ..., 0] --version 2")
+    assert "Done" not in kept.text, "a plain value is shown as any other: not where it is assigned"
     seen = trained.run("kept.options.endpoint.value is digits, kept.options.x.value.shape, kept.options.version").text
     assert seen == "(True, (3, 8, 8), 2)"
     named = trained.run("%host model --methods embed=host_verb --as named\nprint(named.options.methods['embed'].value)")
