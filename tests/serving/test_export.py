@@ -14,6 +14,7 @@ from tests.conftest import Digits
 from tests.sources import models
 from tfdeploy_magic.errors import (
     ContractBroken,
+    DataError,
     InputError,
     JobCrashed,
     ModelNotReady,
@@ -22,7 +23,9 @@ from tfdeploy_magic.errors import (
 )
 from tfdeploy_magic.jobs import Report, Worker, silent
 from tfdeploy_magic.serving import export as module
+from tfdeploy_magic.serving import warmup
 from tfdeploy_magic.serving.export import ExportedVersion
+from tfdeploy_magic.serving.request_log import RequestLog
 from tfdeploy_magic.sources import How, open_source
 from tfdeploy_magic.sources.samples import NamedData
 
@@ -165,6 +168,24 @@ def test_answers_that_differ_are_an_error_among_the_findings(
     version = export(trained_cnn, test=NamedData("x_test", digits.x_test))
     assert version.evidence.verdict == "not ok"
     assert "float-differs" in [finding.code for finding in version.findings]
+
+
+def test_recorded_requests_warm_a_version_up(trained_cnn: Any, digits: Digits, export: Exports, tmp_path: Path) -> None:
+    name = open_source(trained_cnn, "net").inputs[0].name
+    log = RequestLog(tmp_path / "requests")
+    for rows in (1, 2, 1):
+        log.record_predict("net", 1, "serving_default", {name: digits.x_test[:rows]})
+    log.close()
+    version = export(trained_cnn, warmup=log.path)
+    shapes = [row.predict_log.request.inputs[name].tensor_shape.dim[0].size for row in warmup.read(version.path)]
+    assert sorted(shapes) == [1, 2]
+
+
+def test_a_log_that_is_damaged_leaves_no_version(trained_cnn: Any, export: Exports, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "requests").write_bytes(b"no records" * 20)
+    with pytest.raises(DataError, match="cannot warm a version up"):
+        export(trained_cnn, warmup=tmp_path / "requests")
+    assert not base.exists()
 
 
 def test_a_model_that_keeps_state_is_written_and_not_compared(export: Exports) -> None:

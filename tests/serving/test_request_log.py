@@ -15,7 +15,7 @@ from tfdeploy_magic.errors import DataError, OutputError
 from tfdeploy_magic.serving import request_log, warmup
 from tfdeploy_magic.serving.monitoring import Monitoring
 from tfdeploy_magic.serving.protos import prediction_log_pb2
-from tfdeploy_magic.serving.request_log import RequestLog
+from tfdeploy_magic.serving.request_log import RequestLog, to_warmup
 
 
 @pytest.fixture
@@ -49,6 +49,11 @@ def first_values(version: Path) -> list[float]:
     import tensorflow as tf
 
     return [float(tf.make_ndarray(log.predict_log.request.inputs["x"])[0]) for log in warmup.read(version)]
+
+
+def warmup_of(log: RequestLog, *arguments: Any, **named: Any) -> int:
+    log.flush()
+    return to_warmup(log.path, *arguments, **named)
 
 
 def test_a_call_is_recorded_with_its_inputs_outputs_and_version(log: RequestLog) -> None:
@@ -219,9 +224,9 @@ def test_a_log_that_cannot_be_started_says_why(tmp_path: Path) -> None:
 def test_the_newest_request_of_each_shape_becomes_the_warm_up_file(log: RequestLog, version: Path) -> None:
     for value, rows in enumerate([1, 2, 1, 3, 2]):
         ask(log, rows, value)
-    assert log.to_warmup(version) == 3
+    assert warmup_of(log, version) == 3
     assert first_values(version) == [2, 3, 4]
-    assert log.to_warmup(version, count=2) == 2
+    assert warmup_of(log, version, count=2) == 2
     assert first_values(version) == [3, 4]
 
 
@@ -238,12 +243,12 @@ def test_another_dtype_signature_or_number_of_examples_is_another_shape(log: Req
     several = prediction_log_pb2.PredictionLog()
     several.multi_inference_log.request.tasks.add().model_spec.name = "half"
     log.record(several)
-    assert log.to_warmup(version) == 6
+    assert warmup_of(log, version) == 6
 
 
 def test_answers_are_left_out_of_the_warm_up_file(log: RequestLog, version: Path) -> None:
     log.record_predict("half", 1, "serve", {"x": np.zeros(1)}, {"y": np.zeros(100_000)})
-    log.to_warmup(version)
+    warmup_of(log, version)
     (found,) = warmup.read(version)
     assert not found.predict_log.HasField("response")
     assert found.predict_log.request.inputs["x"].tensor_shape.dim[0].size == 1
@@ -254,8 +259,8 @@ def test_the_requests_of_one_of_several_models_are_chosen_by_name(log: RequestLo
     ask(log, value=1)
     ask(log, value=2, model="digits")
     with pytest.raises(DataError, match=r"digits, half[^!]*whose requests"):
-        log.to_warmup(version)
-    assert log.to_warmup(version, model="half") == 1
+        warmup_of(log, version)
+    assert warmup_of(log, version, model="half") == 1
     assert first_values(version) == [1]
 
 
@@ -263,5 +268,5 @@ def test_the_requests_of_one_of_several_models_are_chosen_by_name(log: RequestLo
 def test_nothing_to_choose_from_makes_no_file(log: RequestLog, version: Path, model: str | None, count: int) -> None:
     ask(log)
     with pytest.raises(DataError, match="Record some requests first"):
-        log.to_warmup(version, count, model)
+        warmup_of(log, version, count, model)
     assert not (version / warmup.FILE).exists()

@@ -52,6 +52,7 @@ from tfdeploy_magic.serving.protos import (
     prediction_log_pb2,
     regression_pb2,
 )
+from tfdeploy_magic.serving.request_log import to_warmup
 from tfdeploy_magic.serving.server import ModelServer
 from tfdeploy_magic.serving.status import Refusal
 
@@ -567,7 +568,8 @@ def test_what_was_asked_warms_up_the_next_version(base: Path, newer: Callable[[i
         assert ask.post("/v1/models/half:predict", {}).status == 400
         next_one = shutil.copytree(newer(3), tmp_path / "next")
         assert server._log is not None
-        assert server._log.to_warmup(next_one) == 3
+        server._log.flush()
+        assert to_warmup(file, next_one) == 3
         counted = frozenset({("model_name", "half"), ("status_code", "OK")})
         assert ask.metrics()["request_log_count_total", counted] == 4
         next_one.rename(base / "2")

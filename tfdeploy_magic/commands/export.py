@@ -53,6 +53,11 @@ class ExportOptions(Options):
     test: Annotated[Any, FromKernel("data")] = Field(
         None, description="samples as they are sent to the server, to compare its answers with the model's"
     )
+    warmup: Path | None = Field(
+        None,
+        description="a request log (--request_log_file of tfdeploy-serve): a request of each shape in it is run before "
+        "the version is served",
+    )
     trust: bool = Field(False, description="run the code that a model file carries, in a job")
     timeout: float = Field(1800.0, gt=0, description="seconds that one step of the work may take")
 
@@ -193,6 +198,7 @@ def write_version(
         postprocess=value_and_name(options.postprocess)[0],
         input_spec=options.input_spec if options.preprocess is not None else None,
         test=test,
+        warmup=options.warmup,
         report=report,
     )
 

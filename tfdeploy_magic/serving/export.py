@@ -13,11 +13,21 @@ from tfdeploy_magic import jobs
 from tfdeploy_magic.artifacts.evidence import Evidence, Finding
 from tfdeploy_magic.artifacts.samples import SampleSet, open_arrays
 from tfdeploy_magic.artifacts.signature import DEFAULT_SIGNATURE, Signature
-from tfdeploy_magic.errors import ContractBroken, InputError, JobFailed, ModelNotReady, NotAModel, OutputError
+from tfdeploy_magic.errors import (
+    ContractBroken,
+    DataError,
+    InputError,
+    JobFailed,
+    ModelNotReady,
+    NotAModel,
+    OutputError,
+)
 from tfdeploy_magic.evaluate import judge, measure
 from tfdeploy_magic.jobs import Report, Worker
 from tfdeploy_magic.serving import read_back, version_folder
 from tfdeploy_magic.serving.read_back import LITE_FILE
+from tfdeploy_magic.serving.request_log import to_warmup
+from tfdeploy_magic.serving.status import Refusal
 from tfdeploy_magic.sources import Source, StoredModel, TracedModel, files, functions, graphs, stored, wrapped
 from tfdeploy_magic.sources.samples import NamedData, gather
 from tfdeploy_magic.sources.traced import save_together
@@ -91,6 +101,7 @@ def export(
     postprocess: Callable[..., Any] | None = None,
     input_spec: str | None = None,
     test: NamedData | None = None,
+    warmup: Path | None = None,
     report: Report,
 ) -> ExportedVersion:
     """Write a model as a version of a servable, read it back in a job, and give it its number.
@@ -104,6 +115,7 @@ def export(
         postprocess: Runs after it.
         input_spec: What ``preprocess`` takes, unless it says so itself: "?x28x28:uint8".
         test: Samples as ``serving_default`` takes them, to compare answers on.
+        warmup: A request log; what is asked in it warms the version up before it is served.
         report: Told of the progress.
 
     Raises:
@@ -132,6 +144,8 @@ def export(
         tested = _samples(written, test, Path(scratch) / "in", report)
         found, evidence = _checked(source, written, partial, tested, Path(scratch), report)
         report.stage("writing")
+        if warmup is not None:
+            _warm_up_with(warmup.expanduser(), partial)
         with version_folder.as_output_error(base_path):
             size = graphs.folder_size(partial)
             number = version_folder.publish(partial, base_path, version)
@@ -141,6 +155,18 @@ def export(
 
 
 # What a person asked for
+
+
+def _warm_up_with(log: Path, version_dir: Path) -> None:
+    try:
+        to_warmup(log, version_dir)
+    except Refusal as refusal:
+        raise DataError(
+            f"{log} cannot warm a version up",
+            found=refusal.message,
+            wanted="a whole log of requests, as --request_log_file writes it",
+            cure="Leave --warmup out, or record the requests again.",
+        ) from refusal
 
 
 def _check_request(source: Source, base_path: Path, custom: Mapping[str, Any], wrapping: Any) -> None:

@@ -116,45 +116,6 @@ class RequestLog:
                 self._queue.put(None)
         self._thread.join()
 
-    def to_warmup(self, version_dir: Path, count: int = 100, model: str | None = None) -> int:
-        """Make a version's warm-up file of the newest requests that differ in signature, dtype or shape.
-
-        Args:
-            version_dir: The directory of a version.
-            count: How many requests at most.
-            model: Whose requests; needed where the log has those of several.
-
-        Returns:
-            How many requests it holds.
-
-        Raises:
-            DataError: No such request is in the log, or it has several models'.
-            OutputError: The file cannot be written.
-            Refusal: The log is damaged.
-        """
-        self.flush()
-        newest: dict[Any, Any] = {}
-        names: set[str] = set()
-        for record in warmup.records(self.path):
-            log = warmup.parse(record, self.path)
-            names.add(log.log_metadata.model_spec.name)
-            if model in (None, log.log_metadata.model_spec.name):
-                key = _shape(log)
-                newest.pop(key, None)  # so that it moves to the end
-                newest[key] = log
-        if model is None and len(names) > 1:
-            raise DataError(
-                "the request log is of several models",
-                found=", ".join(sorted(names)),
-                wanted="the name of one",
-                cure="Say whose requests to take.",
-            )
-        chosen = list(newest.values())[max(0, len(newest) - count) :]
-        for log in chosen:
-            getattr(log, log.WhichOneof("log_type")).ClearField("response")  # nobody reads it, and it may be large
-        warmup.write(version_dir, chosen)
-        return len(chosen)
-
     def _offer(self, model_name: str, make: Callable[[], Any]) -> None:
         with self._lock:
             taken = self._left > 0 and self._queued((model_name, make))
@@ -208,6 +169,46 @@ class RequestLog:
                 self._left = 0
             return False
         return True
+
+
+def to_warmup(path: Path, version_dir: Path, count: int = 100, model: str | None = None) -> int:
+    """Make a version's warm-up file of the newest requests in a log that differ in signature, dtype or shape.
+
+    Args:
+        path: The log.
+        version_dir: The directory of a version.
+        count: How many requests at most.
+        model: Whose requests; needed where the log has those of several.
+
+    Returns:
+        How many requests it holds.
+
+    Raises:
+        DataError: No such request is in the log, or it has several models'.
+        OutputError: The file cannot be written.
+        Refusal: The log is damaged.
+    """
+    newest: dict[Any, Any] = {}
+    names: set[str] = set()
+    for record in warmup.records(path):
+        log = warmup.parse(record, path)
+        names.add(log.log_metadata.model_spec.name)
+        if model in (None, log.log_metadata.model_spec.name):
+            key = _shape(log)
+            newest.pop(key, None)  # so that it moves to the end
+            newest[key] = log
+    if model is None and len(names) > 1:
+        raise DataError(
+            "the request log is of several models",
+            found=", ".join(sorted(names)),
+            wanted="the name of one",
+            cure="Say whose requests to take.",
+        )
+    chosen = list(newest.values())[max(0, len(newest) - count) :]
+    for log in chosen:
+        getattr(log, log.WhichOneof("log_type")).ClearField("response")  # nobody reads it, and it may be large
+    warmup.write(version_dir, chosen)
+    return len(chosen)
 
 
 _Item = tuple[str, Callable[[], Any]] | threading.Event | None
