@@ -101,7 +101,8 @@ def _resources(functions: Sequence[Any], trackables: Sequence[Any]) -> list[Any]
     used = {id(table) for function in functions for table in _tables(function)}
     if not used:
         return []
-    held = [part for each in trackables for part in tf.train.TrackableView(each).descendants()]
+    roots = [each for each in trackables if isinstance(each, tf.__internal__.tracking.Trackable)]
+    held = [part for each in roots for part in tf.train.TrackableView(each).descendants()]
     kind = tf.saved_model.experimental.TrackableResource
     found = {id(part.resource_handle): part for part in held if isinstance(part, kind)}
     return [found[handle] for handle in used] if used <= found.keys() else list(trackables)
