@@ -81,7 +81,9 @@ def as_text(rows: list[Row]) -> str:
 
 def as_markdown(rows: list[Row]) -> str:
     """Return the table for the repository."""
-    lines = ["# Benchmark results", "", "Written by `python -m benchmarks --write FILE`.", ""]
+    module = sys.modules["__main__"].__spec__
+    name = module.name.removesuffix(".__main__") if module else "benchmarks"
+    lines = ["# Benchmark results", "", f"Written by `python -m {name} --write FILE`.", ""]
     lines += ["| " + " | ".join(HEADINGS) + " |", "|---|" + "---:|" * (len(HEADINGS) - 1)]
     lines += ["| " + " | ".join(row.cells()) + " |" for row in rows]
     lines += ["", *(f"- {note}" for note in _notes(rows)), ""]
