@@ -22,7 +22,7 @@ from tfdeploy_magic.serving.status import Refusal
 SHORT_SECONDS = 0.001
 """A call that takes less is answered where it arrives: handing it to a thread and back costs as much."""
 
-PATIENCE_SECONDS = 1.0
+PATIENCE_SECONDS = 0.5
 """A model whose signatures take longer to try out than this is served with the rest of them untried."""
 
 MOST_NUMBERS = 1 << 16
