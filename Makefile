@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+IMAGE := tfdeploy-serve
 NBVAL := --nbval-lax --nbval-current-env -p no:cacheprovider -W "ignore:.*without encryption"
 
-.PHONY: help install demo notebooks test test-all check format bench clean
+.PHONY: help install demo notebooks test test-all check format bench image clean
 
 help:
 	@echo "make demo      install, convert a trained model, print what was measured"
@@ -14,6 +15,7 @@ help:
 	@echo "make format    mend what check finds, where that can be done by itself"
 	@echo "make notebooks run the tutorials and keep the outputs that tests compare"
 	@echo "make bench     measure against what one would write by hand"
+	@echo "make image     the Docker image of tfdeploy-serve; PLATFORM=linux/arm64 for another one than this machine's"
 	@echo "make clean     remove what these made"
 
 install: $(VENV)/installed
@@ -52,6 +54,13 @@ format: install
 bench: install
 	$(BIN)/python -m benchmarks
 
+# Another PYTHON_IMAGE is for machines that no registry reaches.
+image: install
+	rm -rf docker/dist
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir docker/dist .
+	docker $(if $(PLATFORM),buildx build --load --platform $(PLATFORM),build) --tag $(IMAGE) \
+		$(if $(PYTHON_IMAGE),--build-arg PYTHON_IMAGE=$(PYTHON_IMAGE)) docker
+
 clean:
-	rm -rf $(VENV) .demo .bench .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist build *.egg-info
+	rm -rf $(VENV) docker/dist .demo .bench .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from benchmarks import conversion, large, quantization, serving, startup, validation
+from benchmarks import conversion, large, quantization, router, serving, startup, validation
 from benchmarks.report import run
 
 if __name__ == "__main__":
-    run(conversion.measure, quantization.measure, large.measure, validation.measure, startup.measure, serving.measure)
+    run(
+        conversion.measure,
+        quantization.measure,
+        large.measure,
+        validation.measure,
+        startup.measure,
+        serving.measure,
+        router.measure,
+    )

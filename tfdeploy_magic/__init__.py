@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from tfdeploy_magic.commands.export import export as export
     from tfdeploy_magic.commands.inspect import inspect as inspect
     from tfdeploy_magic.commands.loadtest import loadtest as loadtest
+    from tfdeploy_magic.commands.monitor import monitor as monitor
     from tfdeploy_magic.commands.predict import predict as predict
     from tfdeploy_magic.commands.quantize import quantize as quantize
     from tfdeploy_magic.commands.serve import serve as serve
     from tfdeploy_magic.commands.tfdeploy import tfdeploy as tfdeploy
     from tfdeploy_magic.commands.tflite_convert import tflite_convert as tflite_convert
+    from tfdeploy_magic.commands.tune import tune as tune
     from tfdeploy_magic.quantization.config import QuantizationConfig as QuantizationConfig
 
 __version__ = "0.1.0.dev0"
@@ -28,14 +30,18 @@ __all__ = [
     "inspect",
     "load_ipython_extension",
     "loadtest",
+    "monitor",
     "predict",
     "quantize",
     "serve",
     "tfdeploy",
     "tflite_convert",
+    "tune",
     "unload_ipython_extension",
 ]
-_VERBS = ("export", "inspect", "loadtest", "predict", "quantize", "serve", "tfdeploy", "tflite_convert")
+_VERBS = (
+    *("export", "inspect", "loadtest", "monitor", "predict", "quantize", "serve", "tfdeploy", "tflite_convert", "tune"),
+)
 _HOMES = {
     "Endpoint": "commands.endpoint",
     "QuantizationConfig": "quantization.config",

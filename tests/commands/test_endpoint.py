@@ -16,7 +16,8 @@ from tfdeploy_magic.artifacts.signature import Signature, TensorSpec
 from tfdeploy_magic.commands.endpoint import Endpoint
 from tfdeploy_magic.errors import DataError, InputError, ServerUnreachable, ServingError
 from tfdeploy_magic.serving import hosting, state
-from tfdeploy_magic.serving.hosting import Host
+from tfdeploy_magic.serving.embedded import EmbeddedHost
+from tfdeploy_magic.serving.hosting import Hosted
 from tfdeploy_magic.serving.served import Served
 
 STATUS = '{"model_version_status": [{"version": "3", "state": "AVAILABLE", "status": {"error_code": "OK"}}]}'
@@ -37,8 +38,9 @@ def quantized(fake: Fake, *inputs: TensorSpec) -> Endpoint:
     # It is asked by its version: others have other scales.
     fake.answers["/v1/models/echo/versions/3/metadata"] = fake.answers["/v1/models/echo/metadata"]
     lite = {"serving_default": Signature("serving_default", inputs, inputs)}
-    host = Host("echo", Path("/nowhere"), ours=False, in_kernel=True)
-    host.url, host.served = f"http://127.0.0.1:{fake.port}", Served(3, "lite", "/nowhere", 1, lite=lite)
+    host = EmbeddedHost("echo", {"echo": Hosted(Path("/nowhere"), ours=False)}, in_kernel=True)
+    host.url = f"http://127.0.0.1:{fake.port}"
+    host.models["echo"].known[3] = Served(3, "lite", "/nowhere", 1, lite=lite)
     return Endpoint(fake.url, fake.grpc, host)
 
 
@@ -109,7 +111,7 @@ def test_what_an_old_handle_knows_is_what_was_served_last(fake: Fake) -> None:
     endpoint.predict([[1.0, 1.0, 1.0]])
     fake.has({"x": ("DT_FLOAT", [-1, 3])})
     assert endpoint.host is not None and endpoint.served is not None
-    endpoint.host.served = replace(endpoint.served, version=4, lite=None)
+    endpoint.host.models["echo"].known[4] = replace(endpoint.served, version=4, lite=None)
     np.testing.assert_array_equal(endpoint.predict([[1.25, 1.0, 1.0]]), [[1.25, 1.0, 1.0]])
 
 
@@ -151,7 +153,8 @@ def test_a_server_that_is_gone_is_said_to_be() -> None:
 
 
 def test_of_an_address_all_is_known_that_its_server_wrote_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = Host("a", Path("/nowhere"), ours=False, in_kernel=True, url="http://127.0.0.1:1", grpc="127.0.0.1:2")
+    models = {"a": Hosted(Path("/nowhere"), ours=False)}
+    host = EmbeddedHost("a", models, url="http://127.0.0.1:1", grpc="127.0.0.1:2", in_kernel=True)
     other = state.RunningServer(1, 0.0, ("b",), "http://127.0.0.1:3", "127.0.0.1:4", {}, None, 0.0)
     without_rest = state.RunningServer(1, 0.0, ("c",), None, "127.0.0.1:5", {}, None, 0.0)
     monkeypatch.setitem(hosting.hosts, "a", host)

@@ -16,7 +16,8 @@ from tfdeploy_magic.commands.endpoint import Endpoint
 from tfdeploy_magic.commands.loadtest import LoadTest, loadtest
 from tfdeploy_magic.errors import DataError, NameNotFound, ServerUnreachable
 from tfdeploy_magic.jobs.progress import Progress
-from tfdeploy_magic.serving.hosting import Host
+from tfdeploy_magic.serving.embedded import EmbeddedHost
+from tfdeploy_magic.serving.hosting import Hosted
 from tfdeploy_magic.serving.served import Served
 from tfdeploy_magic.sources.samples import NamedData
 
@@ -70,9 +71,9 @@ def test_real_numbers_are_sent_as_the_file_stores_them(fake: Fake) -> None:
     fake.has({"x": ("DT_INT8", [-1, 3])})
     fake.answers["/v1/models/echo/versions/1/metadata"] = fake.answers["/v1/models/echo/metadata"]
     spec = TensorSpec("x", (None, 3), "int8", scale=0.5)
-    host = Host("echo", Path("/nowhere"), ours=False, in_kernel=True)
+    host = EmbeddedHost("echo", {"echo": Hosted(Path("/nowhere"), ours=False)}, in_kernel=True)
     lite = {"serving_default": Signature("serving_default", (spec,), (spec,))}
-    host.served = Served(1, "lite", "/nowhere", 1, lite=lite)
+    host.models["echo"].known[1] = Served(1, "lite", "/nowhere", 1, lite=lite)
     options = LoadTest(endpoint=Endpoint(fake.url, host=host))
     assert [str(each) for each in options.source().inputs] == ["x: float32[?, 3]"], "what is looked for in the kernel"
     loadtest(options.endpoint, x=ROWS, **SHORT)

@@ -85,7 +85,8 @@ def serving() -> set[str]:
 def test_a_model_is_served_and_compared(digits_served: Endpoint, trained_cnn: Any, digits: Digits) -> None:
     served = digits_served.served
     assert served is not None
-    assert (served.version, served.replaced, served.in_kernel, served.findings) == (1, None, False, ())
+    assert (served.version, served.replaced, served.findings) == (1, None, ())
+    assert served.ends == "a process of its own, which ends with this kernel"
     assert served.source.startswith("cnn: Sequential, ")
     assert served.tested == "test (128 of 500 samples, drawn at random)"
     evidence = served.parity["the model in this kernel"]
@@ -210,8 +211,8 @@ def test_a_version_that_cannot_be_loaded_leaves_the_one_before_it(files: SavedMo
     (broken / "assets.extra" / "tf_serving_warmup_requests").write_bytes(b"no records at all")
     with pytest.raises(VersionFailed, match="version 2 of half is not served") as caught:
         serve(broken, name="half", test=np.arange(40, dtype="float32"))
-    assert "The version before it is still served" in caught.value.cure
-    assert versions(hosting.hosts["half"].base_path) == {"1"}
+    assert "What was served before still is" in caught.value.cure
+    assert versions(hosting.hosts["half"].models["half"].base_path) == {"1"}
     assert endpoint.predict([1.0]) == [2.0]
     assert endpoint.served is not None and endpoint.served.version == 1
     serve(adding(7), name="half")
@@ -229,7 +230,7 @@ def test_a_model_that_cannot_be_written_leaves_the_one_before_it() -> None:
     with pytest.raises(TfdeployError):
         serve(tf.function(in_python, input_signature=[tf.TensorSpec((None,), name="x")]), name="plain")
     assert endpoint.predict([1.0]) == [2.0]
-    assert versions(hosting.hosts["plain"].base_path) == {"1"}
+    assert versions(hosting.hosts["plain"].models["plain"].base_path) == {"1"}
 
 
 def test_a_server_that_was_killed_is_started_again() -> None:
@@ -496,7 +497,7 @@ def test_servers_are_stopped_by_name_and_together(digits_served: Endpoint) -> No
     assert {row.model for row in left} == {"digits"}
     assert len(left) == 1
     assert not psutil.pid_exists(one.pid)
-    assert not one.base_path.exists()
+    assert not one.models["one"].base_path.exists()
     assert "stopped one" in left._repr_mimebundle_()["text/plain"]
 
 
@@ -555,3 +556,157 @@ def test_a_server_without_rest_is_listed_too(monkeypatch: pytest.MonkeyPatch) ->
     assert (row.state, row.url, row.grpc, row.requests, row.owner) == (
         *("gRPC only", "–", "127.0.0.1:1", "–", "process 4711"),
     )
+
+
+# Versions, labels and splits
+
+
+def scaled(by: float) -> Any:
+    """Return a Keras model that multiplies float32[?, 2]; Keras calls the input of each otherwise."""
+    import keras
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Rescaling(by)])
+    return Named(f"by_{by:g}".replace(".", "_"), model)
+
+
+def test_a_canary_is_asked_by_its_label_and_promoted_and_rolled_back_in_one_line_each() -> None:
+    x = np.ones((1, 2), "float32")
+    stable = serve(scaled(1), name="lined", test=x)
+    canary = serve(scaled(2), name="lined", label="canary", test=x)
+    by_label = Endpoint(f"{stable.url}/labels/stable")
+    assert canary.url == f"{stable.url}/labels/canary"
+    assert (canary.version, stable.version) == (2, 2)
+    assert (canary.predict(x)[0, 0], by_label.predict(x)[0, 0]) == (2, 1)
+    text = canary._repr_mimebundle_()["text/plain"]
+    assert "canary: version 2, stable: version 1" in text
+    assert "who names no label is answered by version 2" in text
+    assert f"Ask {stable.url}/labels/stable for version 1" in text
+    promoted = serve.promote("lined")
+    assert (promoted.version, by_label.predict(x)[0, 0], promoted.predict(x)[0, 0]) == (2, 2, 2)
+    back = serve.rollback(serve.rollback("lined").name)
+    assert (back.version, back.predict(x)[0, 0]) == (1, 1)
+    assert "✓ serving version 1: by_1" in back._repr_mimebundle_()["text/plain"], "what is known of it is kept"
+
+
+def test_a_lower_number_may_be_served_by_a_label() -> None:
+    x = np.ones((1, 2), "float32")
+    newest = serve(scaled(1), name="lower", version=5, test=x)
+    older = serve(scaled(3), name="lower", version=3, label="legacy", test=x)
+    assert (older.predict(x)[0, 0], newest.predict(x)[0, 0]) == (3, 1)
+    with pytest.raises(InputError, match="version 4 of lower would not be served"):
+        serve(scaled(3), name="lower", version=4, test=x)
+
+
+def test_as_many_versions_stay_loaded_as_asked_for() -> None:
+    x = np.ones((1, 2), "float32")
+    for by in (1, 2, 3, 4):
+        endpoint = serve(scaled(by), name="kept", keep=2, test=x)
+    assert [found.version for found in endpoint.status() if found.state == "AVAILABLE"] == [4, 3]
+    assert Endpoint(f"{endpoint.url}/versions/3").predict(x)[0, 0] == 3
+
+
+def test_a_model_built_anew_keeps_the_name_that_clients_know_its_input_by() -> None:
+    x = np.ones((1, 2), "float32")
+    first = serve(scaled(1), name="renamed", test=x)
+    known = first.signatures["serving_default"].inputs[0].name
+    again = serve(scaled(2), name="renamed", test=x)
+    assert again.signatures["serving_default"].inputs[0].name == known
+    assert f"its input is called '{known}' as it was" in again._repr_mimebundle_()["text/plain"]
+    assert again.predict({known: x}, over="grpc")[0, 0] == 2
+
+
+def test_two_models_share_the_requests_and_the_better_one_is_promoted() -> None:
+    x = np.ones((1, 2), "float32")
+    one, two = scaled(1), scaled(2)
+    endpoint = serve(one, rival=two, split="50/50", test=x)
+    assert endpoint.name == "by_1"
+    keys = [f"user-{number}" for number in range(300)]
+    answers = {key: float(endpoint.predict(x, key=key)[0, 0]) for key in keys}
+    assert set(answers.values()) == {1, 2}
+    assert answers == {key: float(endpoint.predict(x, key=key, over="grpc")[0, 0]) for key in keys}
+    assert endpoint.outcome([answers[key] == 2 for key in keys], key=keys) == 300
+    text = endpoint._repr_mimebundle_()["text/plain"]
+    assert "✓ requests are split: by_1 50% / by_2 50%" in text
+    assert "✓ by_2 is better: 100% right against 0%" in text
+    assert text.endswith("next: %serve --promote by_1 by_2")
+    both = sum(1 for value in answers.values() if value == 2)
+    arms = {arm.name: arm for arm in endpoint.glance().arms}
+    assert (arms["by_2"].requests["OK"], arms["by_2"].outcomes.total) == (2 * both, both)
+    html = endpoint._repr_mimebundle_()["text/html"]
+    assert "data:image/png" in html
+    assert {row.model for row in serve.list()} >= {"by_1", "by_2"}
+    promoted = serve.promote("by_1")
+    assert "✓ by_2 answers for by_1" in promoted._repr_mimebundle_()["text/plain"]
+    assert {float(promoted.predict(x)[0, 0]) for _ in range(20)} == {2}
+    assert Endpoint(f"{endpoint.url}/versions/1").predict(x)[0, 0] == 1, "who names a version still gets it"
+    back = serve.rollback("by_1")
+    assert "by_1 50% / by_2 50%" in back._repr_mimebundle_()["text/plain"]
+    serve.stop("by_2")
+    assert not {"by_1", "by_2"} & serving(), "they are one server"
+
+
+def test_versions_and_labels_share_the_requests_too() -> None:
+    x = np.ones((1, 2), "float32")
+    serve(scaled(1), name="shared", test=x)
+    endpoint = serve(scaled(2), name="shared", split="50/50", test=x)
+    assert {arm.name for arm in endpoint.glance().arms} == {"1", "2"}
+    assert {float(endpoint.predict(x)[0, 0]) for _ in range(60)} == {1, 2}
+    with pytest.raises(InputError, match="a new version of shared would get no requests"):
+        serve(scaled(3), name="shared", test=x)
+    routed = serve.route("shared", shares="1=10,2=90")
+    assert [arm.share for arm in routed.glance().arms] == [0.1, 0.9]
+    assert serve.promote("shared", what="1").predict(x)[0, 0] == 1
+    endpoint = serve(scaled(3), name="shared", label="canary", split="90/10", test=x)
+    assert [(arm.name, arm.version) for arm in endpoint.glance().arms] == [("stable", 1), ("canary", 3)]
+    swapped = serve(scaled(4), name="shared", label="canary", test=x)
+    assert (swapped.predict(x)[0, 0], [arm.version for arm in endpoint.glance().arms]) == (4, [1, 4])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"rival": 1}, "two models need to know who gets how much"),
+        ({"rival": 1, "split": "50/50", "label": "canary"}, "--label is for one model"),
+        ({"rival": 1, "split": "50/50", "base_path": "x"}, "--base-path is for one model"),
+        ({"split": "90/20"}, "add up to 110"),
+        ({"split": "90/10", "backend": "docker"}, "no router"),
+        ({"memory": "2g"}, "--memory is for --backend docker"),
+        ({"pull": True}, "--pull is for --backend docker"),
+        ({"backend": "docker", "in_kernel": True}, "do not go together"),
+        ({"label": "a/b"}, "pattern"),
+        ({"label": "3"}, "pattern"),
+        ({"keep": 0}, "greater than 0"),
+    ],
+)
+def test_what_does_not_go_together_is_said_before_anything_is_done(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        serve(scaled(1), **options)
+
+
+def test_a_second_model_that_takes_something_else_is_refused_and_nothing_is_left() -> None:
+    with pytest.raises(InputError, match=r"other cannot answer what adds is asked: found x: float32\[\?\]"):
+        serve(Named("adds", scaled(1).value), rival=Named("other", adding(1)), split="50/50")
+    assert not serving() & {"adds", "other"}
+    assert not (hosting.own_folder() / "adds" / "1").exists()
+    with pytest.raises(InputError, match="two models cannot have one name"):
+        serve(scaled(1), rival=scaled(1), split="50/50")
+    serve(adding(1), name="alone", test=np.ones(1, "float32"))
+    with pytest.raises(InputError, match="alone cannot share the requests of other"):
+        serve(Named("other", adding(2)), rival=Named("alone", adding(1)), split="50/50")
+
+
+def test_what_another_notebook_serves_is_changed_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    theirs = state.RunningServer(
+        4711, 0.0, ("theirs",), "http://127.0.0.1:9", None, {"theirs": str(tmp_path)}, 4710, 0.0
+    )
+    monkeypatch.setattr(state, "running", lambda: [theirs])
+    with pytest.raises(InputError, match="a server of the kernel 4710"):
+        serve.promote("theirs")
+    with pytest.raises(InputError, match="a server of another notebook that serves them"):
+        serve(adding(1), name="mine", base_path=tmp_path)
+
+
+def test_quantized_files_of_other_scales_share_no_requests(trained_cnn: Any, digits: Digits) -> None:
+    lite = tflite_convert(trained_cnn, scheme="int8", calib=digits.x_train, test=digits.x_test, io="int8")
+    with pytest.raises(InputError, match="integers by scales of its own"):
+        serve(Named("lite", lite), rival=Named("twin", lite), split="50/50", test=digits.x_test)

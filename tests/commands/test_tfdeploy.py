@@ -14,6 +14,7 @@ import pytest
 
 from tests.evaluate import by_hand
 from tests.notebook.kernels import ROOT, kernel
+from tests.serving.engine_sockets import saying
 from tests.views.test_card import Tags
 from tfdeploy_magic.artifacts import store
 from tfdeploy_magic.commands import tfdeploy as module
@@ -110,6 +111,34 @@ def _with_metadata_of_tensorflow(call: Any) -> Iterator[Row]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(importlib.metadata, "requires", lambda name: real(name.removesuffix("-cpu")))
         yield from list(call())
+
+
+# Docker
+
+
+def test_the_engine_that_answers_is_named(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with saying(tmp_path_factory.mktemp("e") / "socket", {}) as address:
+        monkeypatch.setenv("DOCKER_HOST", address)
+        found = row(module._docker(), "Docker")
+    assert (found.found, found.level) == ("engine 20.10.24 for amd64, which may be used", "ok")
+
+
+def test_no_engine_is_missing_for_containers_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
+    found = row(module._docker(), "Docker")
+    assert (found.level, found.found) == ("missing", "no engine at tcp://127.0.0.1:1")
+    assert "--backend docker" in found.purpose and "Start Docker" in found.cure
+    assert Checkup((found,)).ok
+
+
+def test_without_the_sdk_no_engine_is_looked_for(installed: dict[str, str | None]) -> None:
+    installed["docker"] = None
+    assert list(module._docker()) == []
+    missing = row(module._versions(), "docker")
+    assert (missing.level, "--backend docker" in missing.purpose) == ("missing", True)
+    assert missing.cure.startswith('pip install "docker')
 
 
 # The machine, the store

@@ -32,6 +32,8 @@ class Fake:
     answers: dict[str, tuple[int, str | bytes]] = field(default_factory=dict)
     asked: list[tuple[str, str, bytes]] = field(default_factory=list)
     messages: list[Any] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+    """The key that came with each request to predict, over either."""
     connections: set[int] = field(default_factory=set)
     respond: Callable[[Any, Any], Any] | None = None
     """What gRPC answers to a message, given its context; by default what it was asked."""
@@ -92,6 +94,8 @@ def _handler(fake: Fake) -> type[BaseHTTPRequestHandler]:
 
         def _reply(self, body: bytes) -> None:
             fake.connections.add(self.client_address[1])
+            if self.path.endswith(":predict"):
+                fake.keys.append(self.headers["x-tfdeploy-key"])
             status, answer = fake.answer(self.command, self.path, body)
             with contextlib.suppress(ConnectionError):
                 self.send_response(status)
@@ -113,6 +117,7 @@ class _Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):  # ty
 
     def Predict(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._fake.messages.append(request)
+        self._fake.keys.append(dict(context.invocation_metadata()).get("x-tfdeploy-key"))
         if self._fake.respond is not None:
             return self._fake.respond(request, context)
         answer = predict_pb2.PredictResponse()

@@ -79,8 +79,9 @@ class StandInModels:
     refuses_config: Refusal | None = None
     in_use: int = 0
 
-    @contextlib.contextmanager
-    def use(self, name: str, version: int | None = None, label: str | None = None) -> Iterator[StandInServable]:
+    def use(
+        self, name: str, version: int | None = None, label: str | None = None
+    ) -> contextlib.AbstractContextManager[StandInServable]:
         if label is not None:
             version = self.labels.get(name, {}).get(label)
             if version is None:
@@ -89,9 +90,13 @@ class StandInModels:
         if not there or (version is not None and version not in there):
             asked = f"Latest({name})" if version is None else f"Specific({name}, {version})"
             raise Refusal(Code.NOT_FOUND, f"Servable not found for request: {asked}")
+        return self._held(there[max(there) if version is None else version])
+
+    @contextlib.contextmanager
+    def _held(self, servable: StandInServable) -> Iterator[StandInServable]:
         self.in_use += 1
         try:
-            yield there[max(there) if version is None else version]
+            yield servable
         finally:
             self.in_use -= 1
 

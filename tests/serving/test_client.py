@@ -28,6 +28,7 @@ from tfdeploy_magic.errors import DataError, InputError, NameNotFound, RequestRe
 from tfdeploy_magic.serving.calls import VersionStatus
 from tfdeploy_magic.serving.client import LARGE, Client, Metrics, Over
 from tfdeploy_magic.serving.client_json import outputs_of
+from tfdeploy_magic.serving.client_metrics import Counted
 from tfdeploy_magic.serving.monitoring import Monitoring
 from tfdeploy_magic.serving.protos import predict_pb2, tensor_pb2, types_pb2
 from tfdeploy_magic.serving.status import Code
@@ -694,3 +695,109 @@ def test_a_server_without_metrics_says_how_to_have_them(fake: Fake, client: Clie
     fake.answers["/monitoring/prometheus/metrics"] = (404, "<html>")
     with pytest.raises(RequestRefused, match="monitoring_config"):
         client.metrics()
+
+
+# Splits
+
+
+def test_a_key_goes_along_over_both_doors(fake: Fake, client: Client) -> None:
+    for key, sent in (("user-7", "user-7"), ("zwölf\n", "zw%C3%B6lf%0A"), (None, None)):
+        fake.keys.clear()
+        for over in BOTH:
+            same(client.predict(X, over=over, key=key), X)
+        assert fake.keys == [sent, sent]
+
+
+@pytest.mark.parametrize("key", ["", "x" * 1025, 7])
+def test_what_is_no_key_is_refused_before_anything_is_sent(fake: Fake, client: Client, key: Any) -> None:
+    with pytest.raises(InputError, match="this is no key"):
+        client.predict(X, key=key)
+    with pytest.raises(InputError, match="this is no key"):
+        client.outcome([True], key=[key])
+    assert fake.asked == []
+
+
+def told(fake: Fake) -> Any:
+    method, path, body = fake.asked[-1]
+    assert (method, path) == ("POST", "/v1/models/echo:outcome")
+    return json.loads(body)["outcomes"]
+
+
+def test_outcomes_are_told_by_key_or_by_arm(fake: Fake) -> None:
+    fake.answers["/v1/models/echo:outcome"] = (200, '{"counted": 2}')
+    with Client(fake.url + "/versions/3") as client:  # of the model, whichever version the client asks
+        assert client.outcome([True, np.False_], key=["a", "b"]) == 2  # type: ignore[list-item]
+        assert told(fake) == [{"key": "a", "success": True}, {"key": "b", "success": False}]
+        client.outcome(np.array([True, False]), key="a")  # type: ignore[arg-type]
+        assert told(fake) == [{"key": "a", "success": True}, {"key": "a", "success": False}]
+        client.outcome(False, key="a")
+        assert told(fake) == [{"key": "a", "success": False}]
+        client.outcome([True, True], arm="canary")
+        assert told(fake) == [{"arm": "canary", "success": True}] * 2
+
+
+@pytest.mark.parametrize(
+    ("success", "more", "said"),
+    [
+        (True, {}, "neither a key nor an arm"),
+        (True, {"key": "a", "arm": "b"}, "a key and an arm"),
+        ([True], {"key": ["a", "b"]}, "1 outcomes and 2 keys"),
+        ([True, 1], {"key": "a"}, "found 1"),
+        (["yes"], {"arm": "a"}, "found 'yes'"),
+    ],
+)
+def test_what_is_no_outcome_is_refused_before_anything_is_sent(
+    fake: Fake, client: Client, success: Any, more: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        client.outcome(success, **more)
+    assert fake.asked == []
+
+
+@pytest.mark.parametrize(
+    ("message", "cure"),
+    [
+        ("The requests of model echo are not split: no arm has outcomes.", "%serve echo --split 90/10"),
+        ("Malformed request: POST /v1/models/echo:outcome", "Only the server of %serve counts outcomes"),
+        ('Model echo has no arm "x". Its arms: a, b.', "Name one of these in arm="),
+    ],
+)
+def test_outcomes_that_nobody_counts_are_refused_with_a_cure(
+    fake: Fake, client: Client, message: str, cure: str
+) -> None:
+    fake.answers["/v1/models/echo:outcome"] = (400, json.dumps({"error": message}))
+    with pytest.raises(RequestRefused, match=cure):
+        client.outcome(True, arm="x")
+
+
+def test_metrics_tell_versions_and_arms_apart(fake: Fake, client: Client) -> None:
+    monitoring, split, arm = Monitoring(), object(), 'a "b"\\n\nc'
+    monitoring.split(client.name, split)
+    monitoring.split("other", split)
+    for version, microseconds in ((2, 1000.0), (2, 1000.0), (10, 5000.0)):
+        monitoring.request(client.name, "OK", "predict", "REST", microseconds, version, arm, split)
+        monitoring.request("other", "OK", "predict", "REST", microseconds, version, arm, split)
+    monitoring.request(client.name, "INVALID_ARGUMENT", "predict", "REST", 9.0, 10, arm, split)
+    monitoring.request(client.name, "NOT_FOUND", "predict", "REST", 9.0, None, arm, split)
+    monitoring.request(client.name, "OK", "Predict", "GRPC", 1000.0, 2)
+    outcomes = {(arm, "success"): 5, (arm, "failure"): 2, ("unasked", "success"): 1}
+    assert monitoring.outcomes(client.name, split, outcomes)
+    fake.answers["/monitoring/prometheus/metrics"] = (200, monitoring.text().decode())
+    rows = client.metrics().by_version
+    assert [(row.version, row.arm, row.requests, row.successes, row.failures) for row in rows] == [
+        (2, "", {"OK": 1}, 0, 0),
+        (None, arm, {"NOT_FOUND": 1}, 0, 0),
+        (2, arm, {"OK": 2}, 0, 0),
+        (10, arm, {"OK": 1, "INVALID_ARGUMENT": 1}, 5, 2),
+        (None, "unasked", {}, 1, 0),
+    ]
+    assert rows[1] == Counted(None, arm, {"NOT_FOUND": 1}, None, None, None)
+    p50 = [row.p50_ms for row in rows]
+    assert p50[0] == p50[2]
+    assert p50[2] is not None
+    assert p50[3] is not None
+    assert 0.6 < p50[2] < 1.2 < 3 < p50[3] < 6.5
+
+
+def test_a_server_that_counts_no_versions_has_none() -> None:
+    assert Metrics.read(METRICS, "echo").by_version == ()

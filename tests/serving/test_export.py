@@ -781,3 +781,34 @@ def test_a_crash_while_reading_it_back_costs_nothing(
 def check_task(report: Report, **asked: Any) -> None:
     """What a job runs in place of the real one: it dies."""
     os.abort()
+
+
+# Names that clients know
+
+
+def with_input(name: str, size: int = 2) -> Any:
+    import keras
+
+    return keras.Sequential([keras.Input((size,), name=name), keras.layers.Rescaling(2.0)])
+
+
+def inputs_of(exported: ExportedVersion) -> list[str]:
+    return [str(spec) for spec in exported.signatures["serving_default"].inputs]
+
+
+def test_the_only_input_keeps_the_name_that_clients_know(export: Exports, tmp_path: Path) -> None:
+    known = export(with_input("image")).signatures
+    again = export(with_input("keras_tensor_7"), like=known)
+    assert inputs_of(again) == ["image: float32[?, 2]"]
+    assert [finding.code for finding in again.findings if finding.level == "note"] == ["same-name"]
+    np.testing.assert_array_equal(ask(loaded(again)["serving_default"], image=[[1.0, 2.0]])["output_0"], [[2.0, 4.0]])
+    stored = tmp_path / "model.keras"
+    with_input("other").save(stored)
+    assert inputs_of(export(stored, like=known)) == ["image: float32[?, 2]"]
+
+
+def test_an_input_of_another_shape_keeps_its_own_name(export: Exports) -> None:
+    known = export(with_input("image")).signatures
+    again = export(with_input("pixels", size=3), like=known)
+    assert inputs_of(again) == ["pixels: float32[?, 3]"]
+    assert "same-name" not in {finding.code for finding in again.findings}

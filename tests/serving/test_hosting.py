@@ -3,9 +3,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,16 @@ import psutil
 import pytest
 
 from tests.serving.saved_models import SavedModels, half_plus_two
-from tfdeploy_magic.errors import ServingError, VersionFailed
+from tfdeploy_magic.errors import InputError, RequestRefused, ServingError, VersionFailed
 from tfdeploy_magic.jobs import Report, silent
 from tfdeploy_magic.jobs.progress import Progress
-from tfdeploy_magic.serving import hosting, state
+from tfdeploy_magic.serving import control, hosting, state
 from tfdeploy_magic.serving.client import Client
-from tfdeploy_magic.serving.hosting import Host
+from tfdeploy_magic.serving.embedded import EmbeddedHost
+from tfdeploy_magic.serving.hosting import Hosted
 from tfdeploy_magic.serving.http import free_port
 
-Start = Callable[..., Host]
+Start = Callable[..., EmbeddedHost]
 
 
 def quiet() -> Report:
@@ -32,25 +33,36 @@ def flags() -> list[str]:
     return [f"--rest_api_port={free_port('127.0.0.1')}", f"--port={free_port('127.0.0.1')}"]
 
 
-def answer(host: Host) -> float:
+def answer(host: EmbeddedHost) -> float:
     """What the model makes of 2: 3, and of a version that adds another number, 1 more than that."""
     with Client(host.model_url) as client:
         return float(client.predict([2.0])[0])
 
 
-def versions(host: Host) -> set[str]:
-    return {path.name for path in host.base_path.iterdir()}
+def folder(host: EmbeddedHost) -> Path:
+    return host.models[host.name].base_path
+
+
+def versions(host: EmbeddedHost) -> set[str]:
+    return {path.name for path in folder(host).iterdir()}
+
+
+def swap(host: EmbeddedHost, number: int, report: Report | None = None) -> None:
+    """Serve a version that was just written."""
+    lineup = host.models[host.name].lineup.with_version(number, latest=number - 1, label=None)
+    host.change(host.name, lineup, 30, report or quiet())
 
 
 @pytest.fixture
 def start(saved_models: SavedModels, tmp_path: Path) -> Iterator[Start]:
-    started: list[Host] = []
+    started: list[EmbeddedHost] = []
 
-    def begin(name: str, *, ours: bool = True) -> Host:
+    def begin(name: str, *, ours: bool = True) -> EmbeddedHost:
         base_path = shutil.copytree(saved_models.half_plus_two, tmp_path / name)
-        host = Host(name, base_path, ours, in_kernel=False)
+        host = EmbeddedHost(name, {name: Hosted(base_path, ours)})
         started.append(host)
-        host.start(1, flags(), quiet(), gpu=False)
+        host.start(flags(), quiet(), gpu=False)
+        hosting.register(host)
         return host
 
     yield begin
@@ -70,7 +82,7 @@ def test_a_server_answers_until_it_is_stopped_and_takes_its_folder_along(start: 
     host.stop()
     assert not host.alive
     assert not psutil.pid_exists(host.pid)
-    assert not host.base_path.exists()
+    assert not folder(host).exists()
     assert not host.request_file.exists()
     assert hosting.find("whole") is hosting.at(host.model_url) is None
     assert host.pid not in {server.pid for server in state.running()}
@@ -80,31 +92,31 @@ def test_of_our_own_versions_three_are_kept_and_of_anybody_elses_all(start: Star
     ours, theirs = start("ours"), start("theirs", ours=False)
     for host in (ours, theirs):
         for number in (2, 3, 4):
-            half_plus_two(host.base_path / str(number), plus=float(number))
-            host.load(number, 30, quiet())
+            half_plus_two(folder(host) / str(number), plus=float(number))
+            swap(host, number)
             assert answer(host) == 1.0 + number
     assert versions(ours) == {"2", "3", "4"}
     assert versions(theirs) == {"1", "2", "3", "4"}
-    assert ours.newest == 4
+    assert ours.models["ours"].newest == 4
     theirs.stop()
     assert versions(theirs) == {"1", "2", "3", "4"}
 
 
 def test_a_version_that_cannot_be_loaded_leaves_the_one_before_it(start: Start) -> None:
     host = start("broken")
-    (host.base_path / "2").mkdir()
-    (host.base_path / "2" / "saved_model.pb").write_bytes(b"no graph")
+    (folder(host) / "2").mkdir()
+    (folder(host) / "2" / "saved_model.pb").write_bytes(b"no graph")
     with pytest.raises(VersionFailed, match="version 2 of broken is not served"):
-        host.load(2, 30, quiet())
+        swap(host, 2)
     assert answer(host) == 3.0
 
 
 @pytest.mark.parametrize("ours", [True, False])
 def test_nothing_is_left_of_a_server_that_cannot_start(ours: bool, tmp_path: Path) -> None:
     (tmp_path / "m" / "1").mkdir(parents=True)
-    host = Host("m", tmp_path / "m", ours, in_kernel=False)
+    host = EmbeddedHost("m", {"m": Hosted(tmp_path / "m", ours)})
     with pytest.raises(ServingError):
-        host.start(1, flags(), quiet(), gpu=False)
+        host.start(flags(), quiet(), gpu=False)
     assert hosting.find("m") is None
     assert not host.alive
     assert host.worker.pid is None
@@ -116,39 +128,79 @@ def test_the_stop_button_while_it_starts_leaves_nothing(saved_models: SavedModel
         if progress.stage == "loading the model":
             raise KeyboardInterrupt
 
-    host = Host("m", shutil.copytree(saved_models.half_plus_two, tmp_path / "m"), ours=True, in_kernel=False)
+    base_path = shutil.copytree(saved_models.half_plus_two, tmp_path / "m")
+    host = EmbeddedHost("m", {"m": Hosted(base_path, ours=True)})
     with pytest.raises(KeyboardInterrupt):
-        host.start(1, flags(), Report(press), gpu=False)
+        host.start(flags(), Report(press), gpu=False)
     assert host.worker.pid is None
     assert hosting.find("m") is None
     assert "m" not in {model for server in state.running() for model in server.models}
-    assert not host.base_path.exists()
+    assert not folder(host).exists()
 
 
 def test_the_stop_button_while_a_version_is_loaded_ends_the_wait_and_not_the_server(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    host, go_on = start("patient"), threading.Event()
-    call = host._call
-
-    def slowly(*arguments: Any, **more: Any) -> Any:
-        assert go_on.wait(20)
-        return call(*arguments, **more)
-
     def press(progress: Progress) -> None:
         if progress.elapsed > 0.05:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(host, "_call", slowly)
+    def forever(*arguments: Any) -> None:
+        while True:
+            arguments[-1]()
+
+    host = start("patient")
+    half_plus_two(folder(host) / "2", plus=2.0)
+    monkeypatch.setattr(control, "wait_until_served", forever)
     with pytest.raises(KeyboardInterrupt):
-        host.load(2, 30, Report(press))
-    assert answer(host) == 3.0
-    assert host.newest == 2
-    go_on.set()
+        swap(host, 2, Report(press))
     monkeypatch.undo()
-    half_plus_two(host.base_path / "3", plus=3.0)
-    host.load(3, 30, quiet())
+    assert host.alive
+    half_plus_two(folder(host) / "3", plus=3.0)
+    swap(host, 3)
     assert answer(host) == 4.0
+
+
+def test_versions_are_named_promoted_and_rolled_back(start: Start) -> None:
+    host = start("named")
+    hosted = host.models["named"]
+
+    def ask(which: str) -> float:
+        with Client(f"{host.model_url}{which}") as client:
+            return float(client.predict([2.0])[0])
+
+    half_plus_two(folder(host) / "2", plus=10.0)
+    host.change("named", hosted.lineup.with_version(2, latest=1, label="canary"), 30, quiet())
+    assert [ask(which) for which in ("/labels/stable", "/labels/canary", "/versions/1", "")] == [3.0, 11.0, 3.0, 11.0]
+    host.change("named", hosted.lineup.promoted("named", None, hosted.numbers()), 30, quiet())
+    assert [ask("/labels/stable"), ask("")] == [11.0, 11.0]
+    with Client(f"{host.model_url}/labels/canary") as client, pytest.raises(RequestRefused, match="version label"):
+        client.predict([2.0])
+    for answers in ([3.0, 11.0], [3.0]):
+        host.change("named", hosted.lineup.rolled_back("named"), 30, quiet())
+        assert [ask(which) for which in ("/versions/1", "")[: len(answers)]] == answers
+    assert ask("") == 3.0, "the version that was added is on disk and not served"
+    assert versions(host) == {"1", "2"}
+
+
+def test_a_lineup_whose_version_somebody_took_away_changes_nothing(start: Start) -> None:
+    host = start("taken")
+    lineup = host.models["taken"].lineup
+    with pytest.raises(InputError, match="no version 7 on disk"):
+        host.change("taken", replace(lineup, labels={"stable": 7}), 30, quiet())
+    assert host.models["taken"].lineup is lineup
+    assert answer(host) == 3.0
+
+
+def test_a_canary_that_cannot_be_loaded_leaves_labels_and_versions_as_they_were(start: Start) -> None:
+    host = start("canary")
+    hosted = host.models["canary"]
+    (folder(host) / "2").mkdir()
+    (folder(host) / "2" / "saved_model.pb").write_bytes(b"no graph")
+    with pytest.raises(VersionFailed, match="version 2 of canary is not served"):
+        host.change("canary", hosted.lineup.with_version(2, latest=1, label="canary"), 30, quiet())
+    shutil.rmtree(folder(host) / "2")
+    assert (hosted.lineup.labels, answer(host)) == ({}, 3.0)
 
 
 def test_a_server_that_somebody_killed_is_forgotten(start: Start) -> None:
@@ -158,7 +210,7 @@ def test_a_server_that_somebody_killed_is_forgotten(start: Start) -> None:
     while host.alive and time.monotonic() < ends:
         time.sleep(0.02)
     assert hosting.find("victim") is None
-    assert not host.base_path.exists()
+    assert not folder(host).exists()
     assert "victim" not in {model for server in state.running() for model in server.models}
 
 
@@ -172,7 +224,7 @@ def test_a_process_that_was_forked_ends_no_server_of_its_parents(start: Start) -
             os._exit(0)
     os.waitpid(child, 0)
     assert answer(host) == 3.0
-    assert host.base_path.exists()
+    assert folder(host).exists()
 
 
 def test_a_server_is_stopped_by_name(start: Start) -> None:

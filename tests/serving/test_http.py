@@ -33,13 +33,17 @@ class Echo:
         self.go_on = threading.Event()
         self.asked = 0
 
-    async def reply(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+    async def reply(self, method: str, path: str, body: bytes, headers: Any) -> tuple[int, bytes, str]:
         self.asked += 1
         while path == "/v1/slow" and not self.go_on.is_set():
             await asyncio.sleep(0.01)
-        return 200, json.dumps(
-            {"method": method, "path": path, "bytes": len(body), "start": body[:9].decode("latin1")}
-        ).encode()
+        return (
+            200,
+            json.dumps(
+                {"method": method, "path": path, "bytes": len(body), "start": body[:9].decode("latin1")}
+            ).encode(),
+            headers.get("x-tfdeploy-key") or "",
+        )
 
 
 @contextlib.contextmanager
@@ -276,7 +280,8 @@ def test_with_cors_any_page_may_ask_but_still_by_a_name_of_this_machine() -> Non
     allowed = {
         "access-control-allow-origin": "*",
         "access-control-allow-methods": "POST, GET",
-        "access-control-allow-headers": "Content-Type",
+        "access-control-allow-headers": "Content-Type, x-tfdeploy-key",
+        "access-control-expose-headers": "x-tfdeploy-arm",
     }
     with opened(cors=True) as ask:
         for method, body in (("POST", b"{}"), ("GET", None), ("OPTIONS", None)):
@@ -398,3 +403,31 @@ def test_a_server_that_ends_answers_what_it_was_asked() -> None:
         wait_until(lambda: api.asked == 1)
         threading.Timer(0.3, api.go_on.set).start()
     assert slow.result(60).status == 200
+
+
+# Arms
+
+
+def test_a_header_says_which_arm_answered(ask: Asking) -> None:
+    assert "x-tfdeploy-arm" not in ask("POST", PATH, b"{}").headers
+    assert ask("POST", PATH, b"{}", {"X-TFDeploy-Key": "canary"}).headers["x-tfdeploy-arm"] == "canary"
+
+
+class Named(Echo):
+    """Answers as an arm of an odd name."""
+
+    async def reply(self, method: str, path: str, body: bytes, headers: Any) -> tuple[int, bytes, str]:
+        return 200, b"{}", "zwei hälften\r\nx: y"
+
+
+def test_the_name_of_an_arm_cannot_break_the_head_of_an_answer() -> None:
+    with opened(api=Named()) as ask:
+        headers = ask("POST", PATH, b"{}").headers
+    assert (headers["x-tfdeploy-arm"], "x" in headers) == ("zwei%20h%C3%A4lften%0D%0Ax%3A%20y", False)
+
+
+def test_outcomes_are_guarded_as_everything_is(ask: Asking) -> None:
+    path = "/v1/models/m:outcome"
+    assert status(ask.raw(request("POST", path, LAST, body=b"{}", host="evil.example"))) == [403]
+    assert ask("POST", path, b"{}", {"Origin": "http://evil.example"}).status == 403
+    assert ask("POST", path, b"{}").status == 200

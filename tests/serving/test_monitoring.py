@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tfdeploy_magic.serving.monitoring import MOST, Monitoring
 
 TFS = ":tensorflow:serving:"
+OURS = ":tfdeploy:serving:"
 
 
 @pytest.fixture
@@ -268,3 +269,88 @@ def test_two_servers_of_one_process_count_apart(monitoring: Monitoring) -> None:
     other.served("digits")
     monitoring.request("digits", "OK", "predict", "REST", 5)
     assert not any(name == "request_count_total" for name, _ in samples(other))
+
+
+# By version and by arm
+
+
+def by_version(monitoring: Monitoring, name: str = "version_request_count_total", **wanted: str) -> dict[str, float]:
+    """Return what is counted, by the values of the labels."""
+    return {
+        " ".join(value for _, value in sorted(key)): number
+        for (sample, key), number in samples(monitoring).items()
+        if sample == OURS + name and wanted.items() <= dict(key).items()
+    }
+
+
+def test_inferences_are_counted_by_the_version_that_answered(monitoring: Monitoring) -> None:
+    for version in (1, 2, 2):
+        monitoring.request("digits", "OK", "predict", "REST", 50, version)
+    monitoring.request("digits", "OK", "Predict", "GRPC", 50, 2)
+    monitoring.request("digits", "INVALID_ARGUMENT", "predict", "REST", 50, 2)
+    monitoring.request("digits", "NOT_FOUND", "predict", "REST", 50)
+    monitoring.request("digits", "OK", "", "REST", 50)
+    assert by_version(monitoring) == {
+        " digits OK 1": 1,
+        " digits OK 2": 3,
+        " digits INVALID_ARGUMENT 2": 1,
+        " digits NOT_FOUND ": 1,
+    }
+    assert by_version(monitoring, "version_request_latency_count") == {" digits 1": 1, " digits 2": 3}
+    assert by_version(monitoring, "version_request_latency_sum") == {" digits 1": 50, " digits 2": 150}
+    limits = [key for sample, key in samples(monitoring) if sample == f"{OURS}version_request_latency_bucket"]
+    assert len(limits) == 2 * 34
+
+
+def test_an_arm_is_counted_beside_the_version_that_it_is(monitoring: Monitoring) -> None:
+    split = object()
+    monitoring.split("digits", split)
+    monitoring.request("digits", "OK", "predict", "REST", 50, 2, "canary", split)
+    monitoring.request("digits", "OK", "predict", "REST", 50, 2)
+    monitoring.request("digits", "NOT_FOUND", "predict", "REST", 50, None, "stable", split)
+    assert by_version(monitoring) == {"canary digits OK 2": 1, " digits OK 2": 1, "stable digits NOT_FOUND ": 1}
+
+
+def test_a_new_split_counts_from_zero_and_nothing_of_the_one_before_it(monitoring: Monitoring) -> None:
+    first, second, other = object(), object(), object()
+    monitoring.split("digits", first)
+    monitoring.split("other", other)
+    for model, split in (("digits", first), ("other", other)):
+        monitoring.request(model, "OK", "predict", "REST", 50, 1, "stable", split)
+        assert monitoring.outcomes(model, split, {("stable", "success"): 3, ("stable", "failure"): 1})
+    monitoring.request("digits", "OK", "predict", "REST", 50, 1)
+    monitoring.split("digits", second)
+    assert by_version(monitoring) == {" digits OK 1": 1, "stable other OK 1": 1}
+    assert by_version(monitoring, "arm_outcome_count_total") == {"stable other success": 3, "stable other failure": 1}
+    monitoring.request("digits", "OK", "predict", "REST", 50, 1, "stable", first)  # it was on its way
+    assert not monitoring.outcomes("digits", first, {("stable", "success"): 1})
+    assert by_version(monitoring, model_name="digits") == {" digits OK 1": 2}
+    assert by_version(monitoring, "arm_outcome_count_total", model_name="digits") == {}
+    monitoring.request("digits", "OK", "predict", "REST", 50, 1, "stable", second)
+    assert by_version(monitoring, model_name="digits") == {" digits OK 1": 2, "stable digits OK 1": 1}
+
+
+def test_of_many_versions_those_that_are_still_asked_are_kept(monitoring: Monitoring) -> None:
+    for version in range(2, 3 * MOST):
+        monitoring.request("digits", "OK", "predict", "REST", 50, 1)
+        monitoring.request("digits", "OK", "predict", "REST", 50, version)
+    kept = by_version(monitoring)
+    assert len(kept) == MOST
+    assert kept[" digits OK 1"] == 3 * MOST - 2
+    assert f" digits OK {3 * MOST - 1}" in kept
+    assert " digits OK 2" not in kept
+
+
+def test_versions_of_made_up_models_share_one_label_set(monitoring: Monitoring) -> None:
+    for number in range(1000):
+        monitoring.request(f"made-up-{number}", "NOT_FOUND", "predict", "REST", 5)
+    assert by_version(monitoring) == {"  NOT_FOUND ": 1000}
+
+
+def test_names_of_arms_are_escaped(monitoring: Monitoring) -> None:
+    split, arm = object(), 'a "b"\\c\nd'
+    monitoring.split("digits", split)
+    monitoring.request("digits", "OK", "predict", "REST", 5, 1, arm, split)
+    monitoring.outcomes("digits", split, {(arm, "success"): 1})
+    assert by_version(monitoring) == {f"{arm} digits OK 1": 1}
+    assert by_version(monitoring, "arm_outcome_count_total") == {f"{arm} digits success": 1}

@@ -24,7 +24,10 @@ from tests.serving.stand_ins import StandInModels, StandInServable, half_plus_tw
 from tfdeploy_magic.artifacts.signature import Arrays
 from tfdeploy_magic.serving import rest
 from tfdeploy_magic.serving.calls import Call
+from tfdeploy_magic.serving.lineup import Arm
+from tfdeploy_magic.serving.outcomes import Outcomes
 from tfdeploy_magic.serving.rest import Asked, RestApi, asked, unzipped
+from tfdeploy_magic.serving.router import Router, Routing, Split
 from tfdeploy_magic.serving.status import Refusal
 
 HALF = "/v1/models/half_plus_two"
@@ -62,6 +65,9 @@ MALFORMED = [
     ("POST", f"{HALF}/metadata"),
     ("POST", f"{HALF}:explain"),
     ("POST", f"{HALF}:predict?pretty=1"),
+    ("POST", f"{HALF}/versions/1:outcome"),
+    ("POST", f"{HALF}/labels/stable:outcome"),
+    ("GET", f"{HALF}:outcome"),
     ("POST", f"{HALF}/versions/x:predict"),
     ("PUT", HALF),
     ("PUT", f"{HALF}:predict"),
@@ -107,6 +113,8 @@ REFUSED = [
     ("POST", f"{HALF}/versions/123:predict", 404, "Servable not found for request: Specific(half_plus_two, 123)"),
     ("POST", f"{HALF}/labels/x:predict", 400, "Unrecognized servable version label: x"),
     ("POST", "/v1/models/nothing/labels/x:predict", 400, "Unrecognized servable version label: x"),
+    ("POST", "/v1/models/nothing:outcome", 404, "Could not find any versions of model nothing"),
+    ("POST", f"{HALF}:outcome", 400, "The requests of model half_plus_two are not split: no arm has outcomes."),
 ]
 TOO_HIGH = ["9223372036854775808", "9" * 30, "9" * 5000, "0" * 5000 + "9223372036854775808"]
 
@@ -162,7 +170,7 @@ def test_any_path_is_understood_or_refused(method: str, path: str) -> None:
         assert refusal.code.http == 400
     else:
         assert (path.replace(found.model, "", 1).replace(found.label or "", "", 1)).isascii()
-        assert found.what in ("predict", "classify", "regress", "status", "metadata")
+        assert found.what in ("predict", "classify", "regress", "outcome", "status", "metadata")
 
 
 def test_a_path_is_understood_alike_whether_it_is_remembered_or_not() -> None:
@@ -626,7 +634,7 @@ class Slow(StandInServable):
         return self.answers
 
 
-Observed = list[tuple[str, str, str, float, int]]
+Observed = list[tuple[str, str, str, float, int, Routing]]
 
 
 def replied(models: StandInModels, *requests: tuple[str, str, Any], **options: Any) -> tuple[list[Any], Observed]:
@@ -651,7 +659,7 @@ PREDICT = ("POST", "/v1/models/half:predict", {"instances": [1.0]})
 
 def test_an_answer_that_does_not_come_in_time_is_a_504() -> None:
     models, _ = slow()
-    ((status, body),), observed = replied(models, PREDICT, timeout=0.01)
+    ((status, body, _),), observed = replied(models, PREDICT, timeout=0.01)
     assert (status, json.loads(body)) == (504, {"error": "Timed out waiting for notification"})
     assert observed[0][2] == "DEADLINE_EXCEEDED"
     assert models.in_use == 0
@@ -661,14 +669,14 @@ def test_an_answer_that_does_not_come_in_time_is_a_504() -> None:
 def test_no_timeout_is_any_time(timeout: float) -> None:
     models, one = slow()
     one.answers.set_result({"y": np.array([2.5], np.float32)})
-    ((status, _),), _ = replied(models, PREDICT, timeout=timeout)
+    ((status, _, _),), _ = replied(models, PREDICT, timeout=timeout)
     assert status == 200
 
 
 def test_an_exception_of_the_engine_is_a_500_that_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     models, one = slow()
     one.answers.set_exception(RuntimeError("boom"))
-    ((status, body),), observed = replied(models, PREDICT)
+    ((status, body, _),), observed = replied(models, PREDICT)
     assert (status, json.loads(body)) == (500, {"error": "RuntimeError: boom"})
     assert observed[0][2] == "INTERNAL"
     assert "POST /v1/models/half:predict failed" in caplog.text
@@ -687,7 +695,7 @@ def test_requests_are_observed_under_the_names_that_dashboards_know() -> None:
         ("GET", "/v1/models/other", None),
         ("GET", "/v1/foo", None),
     )
-    assert [(api, model, status, count) for api, model, status, _, count in observed] == [
+    assert [(api, model, status, count) for api, model, status, _, count, _ in observed] == [
         ("predict", "half", "OK", 0),
         ("regress", "half", "OK", 2),
         ("classify", "half", "INVALID_ARGUMENT", 0),
@@ -696,7 +704,7 @@ def test_requests_are_observed_under_the_names_that_dashboards_know() -> None:
         ("", "other", "NOT_FOUND", 0),
         ("", "", "INVALID_ARGUMENT", 0),
     ]
-    assert all(microseconds > 0 for *_, microseconds, _ in observed)
+    assert all(microseconds > 0 for *_, microseconds, _, _ in observed)
 
 
 def test_what_was_answered_is_recorded_with_the_version_that_answered() -> None:
@@ -710,8 +718,8 @@ def test_what_was_answered_is_recorded_with_the_version_that_answered() -> None:
 def test_signatures_of_tf2_classify_unless_their_method_is_checked() -> None:
     models = StandInModels({"half": {1: half_plus_two(1)}})
     request = ("POST", "/v1/models/half:classify", {"signature_name": "tf2_classify", "examples": [{"x": 1.0}]})
-    ((lenient, body),), _ = replied(models, request)
-    ((strict, refused),), _ = replied(models, request, check_method_names=True)
+    ((lenient, body, _),), _ = replied(models, request)
+    ((strict, refused, _),), _ = replied(models, request, check_method_names=True)
     assert (lenient, json.loads(body)["results"]) == (200, [[["", 2.5], ["", -2.5]]])
     assert (strict, json.loads(refused)["error"]) == (
         400,
@@ -738,3 +746,107 @@ def test_base64_of_any_bytes_comes_back_whole(ask: Asking) -> None:
     rows = [{"b64": base64.b64encode(each).decode()} for each in sent]
     answer = ask.post("/v1/models/texts:predict", {"instances": rows}).json["predictions"]
     assert [base64.b64decode(each["raw_bytes"]["b64"]) for each in answer] == sent
+
+
+# Arms
+
+ONE_EXAMPLE = {"examples": [{"x": 2.0}]}
+BY_ALL = [
+    PREDICT,
+    ("POST", "/v1/models/half:regress", {"signature_name": "regress_x_to_y", **ONE_EXAMPLE}),
+    ("POST", "/v1/models/half:classify", {"signature_name": "classify_x_to_y", **ONE_EXAMPLE}),
+]
+
+
+def routed(*arms: Arm) -> Router:
+    router = Router()
+    router.set({"half": arms})
+    return router
+
+
+def two() -> StandInModels:
+    return StandInModels({"half": {1: half_plus_two(1), 2: half_plus_two(2)}}, labels={"half": {"stable": 1}})
+
+
+def test_every_inference_is_answered_by_an_arm_which_is_told_and_observed() -> None:
+    router = routed(Arm("old", 1.0, "half", label="stable"))
+    replies, observed = replied(two(), *BY_ALL, ("GET", "/v1/models/half/metadata", None), router=router)
+    assert [(status, arm) for status, _, arm in replies] == [*[(200, "old")] * 3, (200, "")]
+    assert json.loads(replies[3][1])["model_spec"]["version"] == "2"
+    assert [(each[-1].version, each[-1].arm) for each in observed] == [*[(1, "old")] * 3, (None, "")]
+    assert all(each[-1].split is router.split("half") for each in observed[:3])
+
+
+def test_the_version_that_answered_is_observed_without_a_split_and_where_it_refused() -> None:
+    wrong = ("POST", "/v1/models/half:predict", {"inputs": {"z": 1}})
+    nowhere = ("POST", "/v1/models/half/versions/9:predict", {"instances": [1.0]})
+    replies, observed = replied(two(), *BY_ALL, wrong, nowhere)
+    assert [status for status, _, _ in replies] == [200, 200, 200, 400, 404]
+    assert [each[-1].version for each in observed] == [2, 2, 2, 2, None]
+    assert {arm for _, _, arm in replies} == {""}
+
+
+def test_a_refusal_of_an_arm_says_which_one_it_was() -> None:
+    wrong = ("POST", "/v1/models/half:predict", {"inputs": {"z": 1}})
+    ((status, _, arm),), observed = replied(two(), wrong, router=routed(Arm("old", 1.0, "half", 1)))
+    assert (status, arm, observed[0][-1].version) == (400, "old", 1)
+
+
+def test_the_key_of_a_request_says_which_arm_answers() -> None:
+    router = routed(Arm("a", 0.5, "half", 1), Arm("b", 0.5, "half", 2))
+    api = RestApi(two(), observe=lambda *_: None, router=router)
+
+    async def arms(key: str) -> set[str]:
+        body = json.dumps(PREDICT[2]).encode()
+        return {(await api.reply(*PREDICT[:2], body, {"x-tfdeploy-key": key}))[2] for _ in range(5)}
+
+    for number in range(10):
+        assert asyncio.run(arms(f"user-{number}")) == {router.choose("half", f"user-{number}").name}  # type: ignore[union-attr]
+    status, _, arm = asyncio.run(api.reply(*PREDICT[:2], b"{}", {"x-tfdeploy-key": "x" * 2000}))
+    assert (status, arm) == (400, "")
+
+
+def outcome(document: Any, *, counts: Callable[[Split, Outcomes], bool]) -> tuple[int, Any]:
+    router = routed(Arm("a", 0.5, "half", 1), Arm("b", 0.5, "half", 2))
+    ((status, body, _),), observed = replied(
+        two(), ("POST", "/v1/models/half:outcome", document), router=router, count=counts
+    )
+    assert observed[0][:2] == ("", "half")  # no inference
+    return status, json.loads(body)
+
+
+def test_outcomes_are_counted_and_the_answer_says_how_many() -> None:
+    counted: list[Outcomes] = []
+
+    def counts(split: Split, outcomes: Outcomes) -> bool:
+        counted.append(outcomes)
+        return True
+
+    assert outcome({"arm": "a", "success": True}, counts=counts) == (200, {"counted": 1})
+    rows = [{"arm": "a", "success": True}, {"arm": "b", "success": False}, {"arm": "a", "success": True}]
+    assert outcome({"outcomes": rows}, counts=counts) == (200, {"counted": 3})
+    assert counted == [{("a", "success"): 1}, {("a", "success"): 2, ("b", "failure"): 1}]
+
+
+def test_where_one_outcome_is_wrong_none_is_counted() -> None:
+    def counts(*_: Any) -> bool:
+        raise AssertionError
+
+    rows = [{"arm": "a", "success": True}, {"arm": "c", "success": True}]
+    status, body = outcome({"outcomes": rows}, counts=counts)
+    assert (status, "has no arm" in body["error"]) == (400, True)
+
+
+def test_outcomes_that_meet_a_new_split_are_counted_by_that() -> None:
+    router = routed(Arm("a", 1.0, "half", 1))
+    seen: list[Split] = []
+
+    def counts(split: Split, _: Outcomes) -> bool:
+        seen.append(split)
+        if len(seen) == 1:
+            router.set({"half": (Arm("a", 0.5, "half", 1), Arm("b", 0.5, "half", 2))})
+        return len(seen) > 1
+
+    request = ("POST", "/v1/models/half:outcome", {"arm": "a", "success": True})
+    ((status, _, _),), _ = replied(two(), request, router=router, count=counts)
+    assert (status, [len(split.arms) for split in seen]) == (200, [1, 2])

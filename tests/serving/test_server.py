@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import shutil
 import socket
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,7 +44,11 @@ from tests.serving.live import (
 )
 from tests.serving.saved_models import SavedModels
 from tfdeploy_magic.errors import InputError, OutputError, ServingError, VersionFailed
-from tfdeploy_magic.serving import flags, state, warmup
+from tfdeploy_magic.jobs import Report, silent
+from tfdeploy_magic.serving import flags, process, state, warmup
+from tfdeploy_magic.serving.client import Client
+from tfdeploy_magic.serving.client_metrics import Counted
+from tfdeploy_magic.serving.lineup import Arm
 from tfdeploy_magic.serving.protos import (
     classification_pb2,
     get_model_metadata_pb2,
@@ -672,3 +678,200 @@ def test_two_reloads_at_once_come_one_after_the_other(saved_models: SavedModels,
 def test_what_is_logged_names_models_and_versions(base: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO), started(*serving(base)):
         assert "Successfully loaded servable version {name: half version: 1}" in caplog.text
+
+
+# Splits
+
+
+@contextlib.contextmanager
+def of_half(server: ModelServer) -> Iterator[Client]:
+    with Client(f"{server.url}/v1/models/half", grpc=server.grpc_address) as client:
+        yield client
+
+
+def counted(server: ModelServer) -> tuple[Counted, ...]:
+    with of_half(server) as client:
+        return client.metrics().by_version
+
+
+def by_rest(ask: Asking, key: str | None = None) -> tuple[str, float]:
+    """Return the arm that answered, and what it makes of 1."""
+    answer = ask("POST", "/v1/models/half:predict", {"instances": [1.0]}, {"x-tfdeploy-key": key} if key else {})
+    return answer.headers.get("x-tfdeploy-arm", ""), answer.json["predictions"][0]
+
+
+def by_grpc(to: grpc.Channel, key: str | None = None) -> tuple[str, float]:
+    request = floats(1.0)
+    request.model_spec.CopyFrom(spec("half"))
+    metadata = (("x-tfdeploy-key", key),) if key else ()
+    response, call = predictions(to).Predict.with_call(request, timeout=SECONDS, metadata=metadata)
+    return dict(call.trailing_metadata()).get("x-tfdeploy-arm", ""), response.outputs["y"].float_val[0]
+
+
+def labelled(base: Path, version: int) -> str:
+    label = f'version_labels {{ key: "next" value: {version} }}'
+    return listed(entry("half", base, f"model_version_policy {{ all {{}} }} {label}"))
+
+
+@pytest.fixture
+def split_server(base: Path, newer: Callable[[int], Path], tmp_path: Path) -> Iterator[tuple[ModelServer, Asking]]:
+    """A server with the versions 1 and 2, which adds 3 and is labelled "next"; nothing is split yet."""
+    put(base / "2", newer(3))
+    file = tmp_path / "models.config"
+    file.write_text(labelled(base, 2))
+    with started(f"--model_config_file={file}", "--allow_version_labels_for_unavailable_models") as found:
+        yield found
+
+
+ARMS = (Arm("old", 0.7, "half", version=1), Arm("next", 0.3, "half", label="next"))
+
+
+def test_requests_are_split_at_both_doors_and_the_same_key_gets_the_same_arm(
+    split_server: tuple[ModelServer, Asking],
+) -> None:
+    server, ask = split_server
+    with asked_by_grpc(server) as to:
+        assert (by_rest(ask), by_grpc(to)) == (("", 3.5), ("", 3.5))
+        server.route({"half": ARMS})
+        answers = {"old": ("old", 2.5), "next": ("next", 3.5)}
+        arms = Counter[str]()
+        for number in range(40):
+            key = f"user-{number}"
+            arm = server.router.choose("half", key)
+            assert arm is not None
+            assert by_rest(ask, key) == by_grpc(to, key) == answers[arm.name]
+            arms[arm.name] += 1
+        assert set(arms) == {"old", "next"}
+        assert {by_rest(ask) for _ in range(60)} == {*answers.values()}
+        assert ask.post("/v1/models/half/versions/2:predict", ROWS).headers.get("x-tfdeploy-arm") is None
+        assert ask.get("/v1/models/half/metadata").json["model_spec"]["version"] == "2"
+        server.route({"half": ()})
+        assert (by_rest(ask), by_grpc(to)) == (("", 3.5), ("", 3.5))
+
+
+def test_each_arm_is_counted_as_its_clients_count_and_anew_for_a_new_split(
+    split_server: tuple[ModelServer, Asking],
+) -> None:
+    server, ask = split_server
+    server.route({"half": ARMS})
+    with asked_by_grpc(server) as to, ThreadPoolExecutor(8) as pool:
+        for shares in ((0.7, 0.3), (0.5, 0.5)):
+            server.route({"half": [dataclasses.replace(a, share=s) for a, s in zip(ARMS, shares, strict=True)]})
+            seen = Counter(pool.map(lambda n: (by_rest(ask) if n % 2 else by_grpc(to))[0], range(200)))
+            wrong = [ask.post("/v1/models/half:predict", {}).headers["x-tfdeploy-arm"] for _ in range(20)]
+            rows = {row.arm: row for row in counted(server)}
+            assert {arm: row.requests["OK"] for arm, row in rows.items()} == seen
+            assert {arm: row.requests.get("INVALID_ARGUMENT", 0) for arm, row in rows.items()} == {
+                arm: wrong.count(arm) for arm in rows
+            }
+            assert {arm: row.version for arm, row in rows.items()} == {"old": 1, "next": 2}
+            assert all(row.p50_ms is not None and row.p50_ms > 0 for row in rows.values())
+    assert by_rest(ask)[0]
+    server.route({"half": ()})
+    by_rest(ask)
+    assert {row.arm for row in counted(server)} == {"", "old", "next"}  # a test that is over can still be read
+
+
+def test_outcomes_are_counted_by_the_arm_of_their_key_and_go_with_the_split(
+    split_server: tuple[ModelServer, Asking],
+) -> None:
+    server, ask = split_server
+    server.route({"half": ARMS})
+    keys = [f"user-{number}" for number in range(30)]
+    with of_half(server) as client:
+        arms = Counter(by_rest(ask, key)[0] for key in keys)
+        assert client.outcome([True] * 30, key=keys) == 30
+        assert client.outcome([False, False], arm="next") == 2
+        refused = ask.post("/v1/models/half:outcome", {"outcomes": [{"arm": "old", "success": True}, {"arm": "x"}]})
+        assert (refused.status, refused.error.startswith("Failed to process element: 1 of 'outcomes'")) == (400, True)
+        rows = {row.arm: (row.version, row.requests, row.successes, row.failures) for row in counted(server)}
+        assert rows == {
+            "old": (1, {"OK": arms["old"]}, arms["old"], 0),
+            "next": (2, {"OK": arms["next"]}, arms["next"], 2),
+        }
+        server.route({"half": [Arm("old", 1.0, "half", version=1)]})
+        assert counted(server) == ()
+        client.outcome(True, arm="old")
+        assert counted(server) == (Counted(None, "old", {}, None, None, None, 1, 0),)
+
+
+def test_an_arm_may_be_another_model(saved_models: SavedModels, base: Path, newer: Callable[[int], Path]) -> None:
+    other = base.parent / "other"
+    other.mkdir()
+    put(other / "5", newer(4))
+    with started(*serving(base)) as (server, ask), asked_by_grpc(server) as to:
+        reload(to, listed(entry("half", base), entry("other", other)))
+        server.route({"half": (Arm("half", 0.5, "half"), Arm("other", 0.5, "other"))})
+        assert {by_rest(ask) for _ in range(40)} == {("half", 2.5), ("other", 4.5)}
+        assert ask.post("/v1/models/other:predict", ROWS).headers.get("x-tfdeploy-arm") is None
+        rows = {(row.arm, row.version): row.requests["OK"] for row in counted(server)}
+        assert (rows.keys(), sum(rows.values())) == ({("half", 1), ("other", 5)}, 40)
+
+
+def test_the_version_of_an_arm_is_swapped_and_unloaded_under_load_and_nothing_is_lost(
+    split_server: tuple[ModelServer, Asking], base: Path, newer: Callable[[int], Path]
+) -> None:
+    server, ask = split_server
+    server.route({"half": ARMS})
+    seen: list[tuple[str, float]] = []
+    with asked_by_grpc(server) as to:
+
+        def asking(door: Callable[[], tuple[str, float]]) -> Callable[[], float]:
+            def once() -> float:
+                seen.append(door())
+                return seen[-1][1]
+
+            return once
+
+        def go_on(more: int = 40) -> None:
+            at = len(seen) + more
+            wait_until(lambda: len(seen) > at)
+
+        rest, over_grpc = asking(lambda: by_rest(ask)), asking(lambda: by_grpc(to))
+        with Hammer(rest, over_grpc, rest, over_grpc) as hammer:
+            go_on()
+            put(base / "3", newer(4))
+            wait_until(lambda: available(ask, "half") == [3, 2, 1])
+            reload(to, labelled(base, 3))  # the label moves
+            go_on()
+            specific = "model_version_policy { specific { versions: 1 } }"
+            reload(to, listed(entry("half", base, specific)))  # the label and its version are gone
+            wait_until(lambda: available(ask, "half") == [1])
+            gone = len(seen) + 4
+            go_on()
+        assert hammer.failures == []
+    assert {*seen} == {("old", 2.5), ("next", 3.5), ("next", 4.5)}
+    assert {*seen[gone:]} == {("old", 2.5)}
+    rows = {(row.arm, row.version): row.requests for row in counted(server)}
+    versions = {("old", 1): ("old", 2.5), ("next", 2): ("next", 3.5), ("next", 3): ("next", 4.5)}
+    assert rows == {key: {"OK": seen.count(answer)} for key, answer in versions.items()}
+
+
+def test_a_split_that_cannot_be_leaves_the_one_before_it(split_server: tuple[ModelServer, Asking]) -> None:
+    server, _ = split_server
+    server.route({"half": ARMS})
+    with pytest.raises(InputError, match=r"shares of 0\.7, 0\.7"):
+        server.route({"half": [dataclasses.replace(arm, share=0.7) for arm in ARMS]})
+    assert server.router.routes == {"half": ARMS}
+
+
+def test_a_kernel_splits_the_requests_of_a_server_that_it_started(base: Path, newer: Callable[[int], Path]) -> None:
+    report = Report(silent)
+    other = base.parent / "other"
+    other.mkdir()
+    put(other / "1", newer(4))
+    urls = {}
+    for name, path in (("half", base), ("other", other)):
+        argv = ["--any_port", f"--model_name={name}", f"--model_base_path={path}"]
+        urls[name] = process.start_task(report, argv, os.getpid())["url"]
+    try:
+        routes = {"half": [dataclasses.asdict(Arm("only", 1.0, "half", version=1))]}
+        process.route_task(report, routes, server="half")
+        with Client(f"{urls['half']}/v1/models/half") as client:
+            client.predict([1.0])
+            assert [(row.arm, row.version) for row in client.metrics().by_version] == [("only", 1)]
+        process.route_task(report, {"half": []}, server="half")
+        assert process._servers["half"].router.routes == process._servers["other"].router.routes == {}
+    finally:
+        for name in urls:
+            process.stop_task(report, name)

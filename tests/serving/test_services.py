@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.serving.stand_ins import FLOAT, StandInModels, StandInServable, half_plus_two, signature_def
 from tfdeploy_magic.serving import services, tensors
+from tfdeploy_magic.serving.lineup import Arm
 from tfdeploy_magic.serving.protos import (
     classification_pb2,
     get_model_metadata_pb2,
@@ -31,6 +32,7 @@ from tfdeploy_magic.serving.protos import (
     prediction_service_pb2_grpc,
     regression_pb2,
 )
+from tfdeploy_magic.serving.router import Router, Routing
 from tfdeploy_magic.serving.status import Code, Refusal
 
 SECONDS = 30.0
@@ -359,7 +361,7 @@ def test_a_request_that_waited_too_long_never_reaches_the_model() -> None:
 
 
 def test_every_inference_is_observed(models: StandInModels) -> None:
-    seen: list[tuple[str, str, str, float, int]] = []
+    seen: list[tuple[str, str, str, float, int, Routing]] = []
     with serving(models, observe=lambda *noted: seen.append(noted)) as channel:
         stub = predictions(channel)
         stub.Predict(predict_request(1.0), SECONDS)
@@ -368,7 +370,7 @@ def test_every_inference_is_observed(models: StandInModels) -> None:
         stub.MultiInference(multi_request(), SECONDS)
         refused(stub.Predict, predict_request(1.0, name="m"))
         refused(stub.Classify, with_examples(classification_pb2.ClassificationRequest(), "classify_x_to_y"))
-    assert [(api, model, status, examples) for api, model, status, _, examples in seen] == [
+    assert [(api, model, status, examples) for api, model, status, _, examples, _ in seen] == [
         ("Predict", "half", "OK", 0),
         ("Classify", "half", "OK", 2),
         ("Regress", "half", "OK", 1),
@@ -376,7 +378,7 @@ def test_every_inference_is_observed(models: StandInModels) -> None:
         ("Predict", "m", "NOT_FOUND", 0),
         ("Classify", "half", "INVALID_ARGUMENT", 0),
     ]
-    assert all(microseconds > 0 for *_, microseconds, _ in seen)
+    assert all(microseconds > 0 for *_, microseconds, _, _ in seen)
 
 
 def test_what_was_answered_is_recorded_whole(models: StandInModels) -> None:
@@ -475,3 +477,71 @@ with serving_at(StandInModels({{}}), profiler=True) as address:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True)
     traces = list(tmp_path.rglob("*.xplane.pb"))
     assert [trace.stat().st_size > 0 for trace in traces] == [True]
+
+
+# Arms
+
+
+def routed(*arms: Arm) -> Router:
+    router = Router()
+    router.set({"half": arms})
+    return router
+
+
+def arm_of(call: Any) -> str | None:
+    return dict(call.trailing_metadata()).get("x-tfdeploy-arm")
+
+
+def test_every_inference_is_answered_by_an_arm_which_is_told_and_observed(models: StandInModels) -> None:
+    seen: list[Routing] = []
+    router = routed(Arm("old", 1.0, "half", label="stable"))
+    with serving(models, router=router, observe=lambda *noted: seen.append(noted[-1])) as channel:
+        stub = predictions(channel)
+        requests = (
+            (stub.Predict, predict_request(1.0)),
+            (stub.Classify, with_examples(classification_pb2.ClassificationRequest(), "classify_x_to_y", 1.0)),
+            (stub.Regress, with_examples(regression_pb2.RegressionRequest(), "regress_x_to_y", 1.0)),
+            (stub.MultiInference, multi_request()),
+        )
+        for ask, request in requests:
+            response, call = ask.with_call(request, SECONDS)
+            assert arm_of(call) == "old"
+            spec = response.results[0].model_spec if hasattr(response, "results") else response.model_spec
+            assert (spec.name, spec.version.value) == ("half", 123)
+        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+        request.model_spec.name = "half"
+        response, call = stub.GetModelMetadata.with_call(request, SECONDS)
+        assert (response.model_spec.version.value, arm_of(call)) == (124, None)
+    assert [(each.version, each.arm) for each in seen] == [(123, "old")] * 4
+
+
+def test_the_key_of_a_call_says_which_arm_answers(models: StandInModels) -> None:
+    router = routed(Arm("a", 0.5, "half", 123), Arm("zwei hälften", 0.5, "half", 124))
+    told = {"a": ("a", 123), "zwei hälften": ("zwei%20h%C3%A4lften", 124)}
+    with serving(models, router=router) as channel:
+        for number in range(10):
+            key = f"user-{number}"
+            chosen = router.choose("half", key)
+            assert chosen is not None
+            response, call = predictions(channel).Predict.with_call(
+                predict_request(1.0), SECONDS, metadata=(("x-tfdeploy-key", key),)
+            )
+            assert (arm_of(call), response.model_spec.version.value) == told[chosen.name]
+
+
+def test_a_version_or_label_that_is_named_is_no_arm(models: StandInModels) -> None:
+    request = predict_request(1.0)
+    request.model_spec.version.value = 124
+    seen: list[Routing] = []
+    router = routed(Arm("a", 1.0, "half", 123))
+    with serving(models, router=router, observe=lambda *noted: seen.append(noted[-1])) as channel:
+        response, call = predictions(channel).Predict.with_call(request, SECONDS)
+    assert (response.model_spec.version.value, arm_of(call), seen[0].arm) == (124, None, "")
+
+
+def test_a_refusal_of_an_arm_says_which_one_it_was(models: StandInModels) -> None:
+    router = routed(Arm("gone", 1.0, "half", 7))
+    with serving(models, router=router) as channel, pytest.raises(grpc.RpcError) as raised:
+        predictions(channel).Predict(predict_request(1.0), SECONDS)
+    error: Any = raised.value
+    assert (error.details(), arm_of(error)) == ("Servable not found for request: Specific(half, 7)", "gone")

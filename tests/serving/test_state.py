@@ -128,6 +128,36 @@ def test_stopping_is_polite_and_then_sure(other: subprocess.Popen[bytes], monkey
     server.stop()
 
 
+@pytest.mark.parametrize("other", [DEAF], indirect=True)
+def test_a_container_is_given_more_time_to_end(other: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    wait = psutil.Process.wait
+
+    def measured(process: psutil.Process, timeout: float) -> object:
+        waited.append(timeout)
+        return wait(process, 0.1)
+
+    monkeypatch.setattr(psutil.Process, "wait", measured)
+    served_by(other.pid, backend="docker", container="1a2b3c4d5e6f").stop()
+    assert waited == [state.CONTAINER_STOP_SECONDS, state.STOP_SECONDS]
+    assert waited[0] > waited[1]
+
+
+def test_a_file_of_an_earlier_release_is_read_all_the_same(folder: Path, other: subprocess.Popen[bytes]) -> None:
+    path = write(folder, served_by(other.pid))
+    fields = json.loads(path.read_text())
+    del fields["backend"], fields["container"]
+    path.write_text(json.dumps(fields))
+    assert [(each.pid, each.backend, each.container) for each in state.running()] == [(other.pid, "embedded", None)]
+
+
+def test_a_container_is_noted_as_one() -> None:
+    path = state.note(("half",), None, "127.0.0.1:3", {"half": "/m"}, kernel=7, backend="docker", container="1a2b")
+    (found,) = state.running()
+    assert (found.backend, found.container) == ("docker", "1a2b")
+    path.unlink()
+
+
 def test_a_server_inside_a_kernel_is_not_stopped_from_outside(other: subprocess.Popen[bytes]) -> None:
     with pytest.raises(ServingError, match="half runs inside a kernel"):
         served_by(other.pid, kernel=other.pid).stop()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from tfdeploy_magic.artifacts.evidence import Evidence, Finding
 from tfdeploy_magic.artifacts.signature import UNKNOWN_RANK, Signature, TensorSpec
 from tfdeploy_magic.serving.calls import VersionStatus
 from tfdeploy_magic.serving.client import Metrics
+from tfdeploy_magic.serving.containers import ContainerSeen
+from tfdeploy_magic.serving.sequential import ArmSeen, Counts
 from tfdeploy_magic.serving.served import Served
 from tfdeploy_magic.serving.status import Code, Refusal
 from tfdeploy_magic.views import endpoint
@@ -43,6 +46,7 @@ SERVED = Served(
     tested="x_test (128 of 500 samples, drawn at random)",
     seconds={"tracing": 0.1, "writing": 0.3, "starting a job": 4.0, "loading the model": 0.2},
     request='{"instances": [[[0.1, 1.0], [0.5, 0.0]]]}',
+    ends="a process of its own, which ends with this kernel",
     replaced=1,
 )
 LITE = replace(
@@ -55,6 +59,19 @@ LITE = replace(
         )
     },
 )
+
+
+LABELLED = replace(
+    SEEN,
+    states=(VersionStatus(2, "AVAILABLE"), VersionStatus(1, "AVAILABLE")),
+    labels={"stable": 1, "canary": 2},
+)
+ARMS = (
+    ArmSeen("stable", 0.9, "digits", 1, {"OK": 900}, Counts(700, 200), 1.0, 2.0, 3.0),
+    ArmSeen("canary", 0.1, "digits", 2, {"OK": 99, "INTERNAL": 1}, Counts(95, 5), 1.0, 2.0, 3.0),
+)
+SPLIT = replace(LABELLED, arms=ARMS)
+CONTAINER = ContainerSeen("0123456789ab", "tensorflow/serving:2.20.0", "sha256:f00", "running", log=("a line of it",))
 
 
 def signed(*inputs: TensorSpec, key: str = "serving_default") -> Seen:
@@ -78,7 +95,7 @@ def signed(*inputs: TensorSpec, key: str = "serving_default") -> Seen:
         (SEEN, SERVED, "/srv/versions/digits/2, 52.0 kB"),
         (SEEN, SERVED, "4.6 s: mostly starting a job 4.0 s, writing 0.30 s, loading the model 0.20 s"),
         (SEEN, SERVED, "a process of its own, which ends with this kernel; took over from version 1"),
-        (SEEN, replace(SERVED, in_kernel=True, replaced=None), "this kernel's own process"),
+        (SEEN, replace(SERVED, ends="this kernel's own process", replaced=None), "this kernel's own process"),
         (SEEN, SERVED, "END"),
         (SEEN, SERVED, f"next: %loadtest {URL}"),
         (SEEN, LITE, "image = 0.00390625 × (stored + 128), scores = 0.5 × stored"),
@@ -98,6 +115,47 @@ def test_card_and_plain_text_say_the_same(seen: Seen, served: Served, said: str)
     bundle = endpoint.mimebundle(seen, served)
     assert said in bundle["text/plain"]
     assert said in Tags(bundle["text/html"]).text
+
+
+def test_labels_stand_beside_their_versions_and_who_answers_without_one_is_said() -> None:
+    text = endpoint.text(LABELLED, None)
+    assert "canary: version 2, stable: version 1" in text
+    assert re.search(r"2 +AVAILABLE +canary\n +1 +AVAILABLE +stable", text)
+    assert "who names no label is answered by version 2" in text
+    assert f"Ask {URL}/labels/stable for version 1, or split: %serve --route digits 90/10." in text
+    at_its_label = endpoint.text(replace(LABELLED, url=f"{URL}/labels/canary", asked=2), None)
+    assert f"Ask {URL}/labels/stable for version 1" in at_its_label
+    in_a_container = endpoint.text(replace(LABELLED, container=CONTAINER), None)
+    assert "--route" not in in_a_container, "the official image has no router"
+    promoted = replace(LABELLED, labels={"stable": 2})
+    assert "who names no label" not in endpoint.text(promoted, None)
+
+
+def test_a_split_has_its_arms_in_a_table_and_the_next_line_promotes_the_better_one() -> None:
+    text, html = endpoint.text(SPLIT, None), endpoint.html(SPLIT, None)
+    assert text.startswith("✓ requests are split: stable 90% / canary 10%")
+    assert re.search(r"stable +digits version 1 +90% +900", text)
+    assert "✓ canary is better: 95.0% right against 77.8%" in text
+    assert text.endswith("next: %serve --promote digits canary")
+    assert "who names no label" not in text
+    assert "data:image/png" in html
+    undecided = replace(SPLIT, arms=tuple(replace(arm, outcomes=Counts(0, 0), requests={}) for arm in ARMS))
+    assert endpoint.text(undecided, None).endswith("next: %serve --promote digits")
+    assert "data:image/png" not in endpoint.html(undecided, None), "there is nothing to draw yet"
+
+
+def test_who_asks_a_version_of_a_split_model_sees_that_version() -> None:
+    one = replace(SPLIT, url=f"{URL}/labels/canary", asked=2)
+    assert endpoint.text(one, None).startswith("✓ serving version 2")
+    alone = replace(SPLIT, arms=(replace(ARMS[1], name="rival", share=1.0),))
+    assert endpoint.text(alone, None).startswith("✓ rival answers for digits")
+
+
+def test_a_container_is_described_and_its_log_is_one_click_away() -> None:
+    seen = replace(SEEN, container=CONTAINER)
+    for said in ("0123456789ab of tensorflow/serving:2.20.0, running", "sha256:f00", "a line of it"):
+        assert said in endpoint.text(seen, SERVED)
+        assert said in Tags(endpoint.html(seen, SERVED)).text
 
 
 def test_nothing_is_said_of_a_version_that_another_has_replaced() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from tfdeploy_magic.serving.calls import VersionStatus
     from tfdeploy_magic.serving.client import Client, Metrics, Over
     from tfdeploy_magic.serving.hosting import Host
+    from tfdeploy_magic.serving.lineup import Arm
+    from tfdeploy_magic.serving.sequential import ArmSeen
     from tfdeploy_magic.serving.served import Served
     from tfdeploy_magic.views.endpoint import Seen
 
@@ -84,15 +87,22 @@ class Endpoint:
 
     @property
     def served(self) -> Served | None:
-        """What is known of the version that this process has served last; None where it was another process."""
-        return self.host.served if self.host is not None else None
+        """What is known of the version that answers here; None where another process has served it."""
+        hosted = self.host.models.get(self.name) if self.host is not None else None
+        if hosted is None:
+            return None
+        if self.client.label is not None:
+            return hosted.known.get(hosted.lineup.labels.get(self.client.label, -1))
+        return hosted.served if self.client.version is None else hosted.known.get(self.client.version)
 
     @property
     def signatures(self) -> Mapping[str, Signature]:
         """What it takes and gives, by the keys of its signatures, as the server says now."""
         return self.client.signatures(refresh=True)
 
-    def predict(self, x: Any, *, signature: str = DEFAULT_SIGNATURE, over: Over | None = None) -> Any:
+    def predict(
+        self, x: Any, *, signature: str = DEFAULT_SIGNATURE, over: Over | None = None, key: str | None = None
+    ) -> Any:
         """Ask the model.
 
         Args:
@@ -100,6 +110,7 @@ class Endpoint:
                 that this process serves takes real numbers: they are quantized by the file's own scale.
             signature: The key of the signature.
             over: "rest" or "grpc"; left out, whichever is faster for an array of that size.
+            key: Who asks: where requests are split, the same key is always answered by the same arm.
 
         Returns:
             ``[count, ...]``; a dict by name when there are several outputs.
@@ -110,7 +121,7 @@ class Endpoint:
             RequestRefused: The server answered with an error of its own.
         """
         if (lite := self._quantized(signature)) is None:
-            return self.client.predict(x, signature=signature, over=over)
+            return self.client.predict(x, signature=signature, over=over, key=key)
         stored = self.as_stored(x, signature)
         answers = self._own_client().predict(stored, signature=signature, over=over)
         specs = {spec.name: spec for spec in lite.outputs}
@@ -145,13 +156,38 @@ class Endpoint:
         lite = self.served.lite.get(signature) if self.served and self.served.lite else None
         return lite if lite and any(spec.quantized for spec in (*lite.inputs, *lite.outputs)) else None
 
+    def outcome(
+        self,
+        success: bool | Sequence[bool],
+        *,
+        key: str | Sequence[str] | None = None,
+        arm: str | None = None,
+    ) -> int:
+        """Report whether answers turned out right: what a split is judged by.
+
+        Args:
+            success: Of one answer, or of several.
+            key: What :meth:`predict` was given, or one for each answer.
+            arm: Who answered, where no key was given: the answer's ``x-tfdeploy-arm`` header says it.
+
+        Returns:
+            How many were counted.
+
+        Raises:
+            RequestRefused: The requests are not split, or there is no such arm; nothing was counted.
+            ServerUnreachable: Nothing answers at the address.
+        """
+        return self.client.outcome(success, key=key, arm=arm)
+
     def status(self) -> list[VersionStatus]:
         """Return the state of each version, newest first."""
         return self.client.status()
 
     @property
     def version(self) -> int | None:
-        """The version that answers: the highest that is available; None where none is."""
+        """The version that answers: the highest that is available where none is named; None where there is none."""
+        if self.client.label is not None and self.host is not None:
+            return self.host.models[self.name].lineup.labels.get(self.client.label)
         return next((found.version for found in self.status() if found.state == "AVAILABLE"), None)
 
     def metrics(self) -> Metrics:
@@ -187,13 +223,42 @@ class Endpoint:
         from tfdeploy_magic.serving.client import Client
         from tfdeploy_magic.views.endpoint import Seen
 
-        seen = Seen(self.name, self.client.url, self.grpc)
+        seen = Seen(self.name, self.client.url, self.grpc, asked=self.client.version)
+        hosted = self.host.models.get(self.name) if self.host is not None else None
+        if hosted is not None:
+            labels = hosted.lineup.labels
+            asked = labels.get(self.client.label, -1) if self.client.label is not None else self.client.version
+            seen = replace(seen, labels=dict(labels), asked=asked)
         with Client(self.url, timeout=GLANCE_SECONDS) as client, contextlib.suppress(ServingError):
             seen = replace(seen, states=client.status())
             with contextlib.suppress(RequestRefused):  # not every server shows metrics
                 seen = replace(seen, metrics=client.metrics())
             seen = replace(seen, signatures=client.signatures())
-        return seen
+        if hosted is not None and seen.states:
+            seen = replace(seen, arms=tuple(self._arm_seen(arm, seen) for arm in hosted.lineup.split))
+        return replace(seen, container=self.host.seen() if self.host is not None else None)
+
+    def _arm_seen(self, arm: Arm, seen: Seen) -> ArmSeen:
+        """Return what the server has counted of an arm."""
+        from tfdeploy_magic.serving.sequential import ArmSeen, Counts
+
+        assert self.host is not None
+        hosted = self.host.models[arm.model]
+        version = hosted.lineup.labels.get(arm.label) if arm.label is not None else arm.version
+        counted = [row for row in seen.metrics.by_version if row.arm == arm.name] if seen.metrics is not None else []
+        requests: Counter[str] = Counter()
+        for row in counted:
+            requests.update(row.requests)
+        last = max(counted, key=lambda row: row.version or 0, default=None)
+        return ArmSeen(
+            arm.name,
+            arm.share,
+            arm.model,
+            version if version is not None else max(hosted.lineup.versions(hosted.numbers()), default=None),
+            requests,
+            Counts(sum(row.successes for row in counted), sum(row.failures for row in counted)),
+            *((last.p50_ms, last.p95_ms, last.p99_ms) if last is not None else ()),
+        )
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.url}>"

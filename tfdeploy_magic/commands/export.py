@@ -176,7 +176,13 @@ def export(options: Export, progress: Listener) -> Exported:
 
 
 def write_version(
-    options: ExportOptions, source: Source, base_path: Path, report: Report, *, test: NamedData | None = None
+    options: ExportOptions,
+    source: Source,
+    base_path: Path,
+    report: Report,
+    *,
+    test: NamedData | None = None,
+    like: Mapping[str, Signature] | None = None,
 ) -> ExportedVersion:
     """Write a model as its options say.
 
@@ -186,6 +192,7 @@ def write_version(
         base_path: The folder of all its versions.
         report: Told of the progress.
         test: Samples to compare what was written with the model on.
+        like: The signatures that clients know already.
     """
     from tfdeploy_magic.serving.export import export as write  # loading the extension has no need of it
 
@@ -199,6 +206,7 @@ def write_version(
         input_spec=options.input_spec if options.preprocess is not None else None,
         test=test,
         warmup=options.warmup,
+        like=like,
         report=report,
     )
 

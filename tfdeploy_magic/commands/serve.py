@@ -8,15 +8,15 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from tfdeploy_magic.artifacts.evidence import Finding
-from tfdeploy_magic.commands.declaration import OnTheLine, Options, action, command
+from tfdeploy_magic.commands.declaration import FromKernel, OnTheLine, Options, action, command
 from tfdeploy_magic.commands.endpoint import Endpoint
 from tfdeploy_magic.commands.export import ExportOptions, named_test, write_version
 from tfdeploy_magic.errors import InputError, JobCancelled, NameNotFound, TfdeployError
@@ -25,22 +25,46 @@ from tfdeploy_magic.jobs.progress import Listener
 
 if TYPE_CHECKING:
     from tfdeploy_magic.artifacts.samples import SampleSet
+    from tfdeploy_magic.artifacts.signature import Signature
     from tfdeploy_magic.serving.export import ExportedVersion
-    from tfdeploy_magic.serving.hosting import Host
+    from tfdeploy_magic.serving.hosting import Host, Hosted
+    from tfdeploy_magic.serving.lineup import Arm, Lineup
     from tfdeploy_magic.sources import Source
+    from tfdeploy_magic.views.endpoint import Seen
     from tfdeploy_magic.views.servers import Row
 
 
 class Serve(ExportOptions):
-    """Serve a model by TensorFlow Serving's REST and gRPC API, in a process of its own that ends with this kernel.
+    """Serve a model by TensorFlow Serving's REST and gRPC API, on a server of its own that ends with this kernel.
 
     Typed again it writes the next version and swaps to it; no request is lost meanwhile.
     """
 
+    rival: Annotated[Any, FromKernel("model"), OnTheLine(positional=True)] = Field(
+        None, description="a second model that gets a share of the requests to the first: --split 90/10"
+    )
     name: str | None = Field(None, description="what clients call it; the variable's name when left out")
+    label: str | None = Field(
+        None,
+        pattern=r"^\w*[A-Za-z_]\w*$",
+        description="what this version is called: /labels/canary; others stay loaded",
+    )
+    split: str | None = Field(
+        None, description="who answers requests that name no version: 90/10, or stable=90,canary=10 (labels, versions)"
+    )
+    keep: int | None = Field(None, gt=0, description="versions that stay loaded, the newest ones; 1 when left out")
     base_path: Path | None = Field(
         None, description="where its versions are kept; a folder that goes with the server when left out"
     )
+    backend: Literal["embedded", "docker"] = Field(
+        "embedded", description="this package's own server, or TensorFlow Serving's image in a container"
+    )
+    image: str | None = Field(None, description="another image than tensorflow/serving:2.20.0, with --backend docker")
+    pull: bool = Field(False, description="fetch the image where it is not here, with --backend docker")
+    memory: str | None = Field(
+        None, pattern=r"^\d+[kmg]?$", description="what a container may use at the most: 2g, with --backend docker"
+    )
+    cpus: float | None = Field(None, gt=0, description="CPUs that a container may use, with --backend docker")
     rest_api_port: int | None = Field(None, gt=0, lt=65536, description="port of REST; a free one when left out")
     grpc_port: int | None = Field(None, gt=0, lt=65536, description="port of gRPC; a free one when left out")
     host: str = Field(
@@ -51,15 +75,37 @@ class Serve(ExportOptions):
     flags: str = Field("", description="more flags of tfdeploy-serve, which are tensorflow_model_server's, in quotes")
 
     @model_validator(mode="after")
-    def _ports_differ(self) -> Serve:
+    def _go_together(self) -> Serve:
         if self.rest_api_port is not None and self.rest_api_port == self.grpc_port:
             raise ValueError("give REST and gRPC a port each")
+        docker = self.backend == "docker"
+        for option in ("image", "pull", "memory", "cpus"):
+            if getattr(self, option) and not docker:
+                raise ValueError(f"--{option} is for --backend docker")
+        if docker and self.in_kernel:
+            raise ValueError("--in-kernel and --backend docker do not go together")
+        if docker and self.split is not None:
+            raise ValueError("--split is for this package's own server: TensorFlow Serving's has no router")
+        if (self.rival is not None) and self.split is None:
+            raise ValueError("two models need to know who gets how much: --split 90/10")
+        for option in ("label", "version", "base_path"):
+            if self.rival is not None and getattr(self, option) is not None:
+                raise ValueError(f"--{option.replace('_', '-')} is for one model, and there are two")
         return self
 
     @field_validator("flags")
     @classmethod
-    def _can_be_split(cls, value: str) -> str:
+    def _can_be_divided(cls, value: str) -> str:
         shlex.split(value)
+        return value
+
+    @field_validator("split")
+    @classmethod
+    def _adds_up(cls, value: str | None) -> str | None:
+        from tfdeploy_magic.serving.lineup import shares_of
+
+        if value is not None:
+            shares_of(value)
         return value
 
     def data_to_find(self) -> tuple[str, ...]:
@@ -75,22 +121,26 @@ class Serve(ExportOptions):
         """Return what was asked for besides the model, as flags of the server."""
         return [f"--host={self.host}", *shlex.split(self.flags)]
 
+    def of_the_rival(self) -> Serve:
+        """Return what was asked for, of the second model."""
+        return self.model_copy(update={"model": self.rival, "rival": None, "name": None, "split": None})
 
-_SETTLED = {
-    "model_name": "--name",
-    "model_base_path": "--base-path",
-    "rest_api_port": "--rest-api-port",
-    "port": "--grpc-port",
-    "host": "--host",
-    "gpu": "--gpu",
-}
-"""Flags of the server that options of this verb set."""
 
-_NOT_HERE = ("model_config_file", "ssl_config_file", "any_port", "prefer_tflite_model", "help", "version")
-"""Flags of the server that would make it another one than the model's own, or that its own client does not speak."""
-
-_KEPT = ("host", "in_kernel", "gpu", "flags")
+_KEPT = ("backend", "image", "memory", "cpus", "host", "in_kernel", "gpu", "flags")
 """Options that hold for as long as a server runs."""
+
+LOAD_SECONDS = 600.0
+"""How long a version may take to be loaded that was served before."""
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A version that is written and not yet served."""
+
+    name: str
+    source: Source
+    exported: ExportedVersion
+    samples: SampleSet | None
 
 
 @command("serve", Serve)
@@ -107,31 +157,46 @@ def serve(options: Serve, progress: Listener) -> Endpoint:
         ServingError: The server did not start.
     """
     # Loading the extension imports every verb, and has no need of what this one does.
-    from tfdeploy_magic.commands import served_parity
+    from tfdeploy_magic.commands.serve_checks import check_rival, checked, numbered
     from tfdeploy_magic.serving import hosting
 
     report = Report(progress)
-    with contextlib.closing(options.source()) as source, tempfile.TemporaryDirectory(prefix="tfdeploy-") as scratch:
-        source.worker.listener = report.relay
+    with contextlib.ExitStack() as held:
+        scratch = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="tfdeploy-")))
+        source = held.enter_context(contextlib.closing(options.source()))
         name = options.name or _servable_name(source)
         running = hosting.find(name)
-        base_path = options.base_path or (running.base_path if running else hosting.own_folder() / name)
-        options = _checked(options, name, base_path.expanduser().absolute(), running)
-        exported = write_version(options, source, base_path, report)
-        with _removed_when_it_fails(exported):
-            test = named_test(options.test)
-            samples = served_parity.samples_of(source, exported, test, Path(scratch) / "in", report)
+        base_path = options.base_path or _folder(running, name)
+        options = checked(options, name, base_path.expanduser().absolute(), running)
+        unserved = held.enter_context(contextlib.ExitStack())
+        made = [_write(options, name, source, base_path, _known(running, name), scratch, report, unserved)]
+        if options.rival is not None:
+            rival = options.of_the_rival()
+            other = held.enter_context(contextlib.closing(rival.source()))
+            its_name = _servable_name(other)
+            check_rival(name, its_name, running)
+            folder = _folder(running, its_name)
+            rival = numbered(rival, its_name, folder, running)
+            like = made[0].exported.signatures
+            made.append(_write(rival, its_name, other, folder, like, scratch, report, unserved))
+            check_alike(made[0].name, made[0].exported, its_name, made[1].exported)
+        host = running or _start(options, name, made[0].exported, report)
+        if running is None:
+            unserved.callback(host.stop)  # nobody has heard of it yet
+        for each in made[1:]:
+            _add(host, each, options, report)
+        _change(host, options, made, fresh=running is None, report=report)
+        hosting.register(host)
+        unserved.pop_all()
+        with contextlib.ExitStack() as unheard:
             if running is None:
-                host = _start(options, name, exported, report)
-            else:
-                host = running
-                host.load(exported.version, options.timeout, report)
-        with contextlib.ExitStack() as undone:
-            if running is None:
-                undone.callback(host.stop)  # nobody has heard of it yet
-            endpoint = _compare(host, source, exported, samples, report)
-            undone.pop_all()
-        return endpoint
+                unheard.callback(host.stop)
+            for each in made:
+                _compare(host, each, report)
+            unheard.pop_all()
+        _show_together(host, made)
+    label = f"/labels/{options.label}" if options.label is not None and options.split is None else ""
+    return Endpoint(f"{host.url_of(name)}{label}", host.grpc, host)
 
 
 def _servable_name(source: Source) -> str:
@@ -145,118 +210,41 @@ def _servable_name(source: Source) -> str:
     return re.sub(r"[^\w.-]", "_", name)
 
 
-# What can be refused before any work is done
+def _folder(running: Host | None, name: str) -> Path:
+    """Return where a model's versions are, or go where nobody chose a folder."""
+    from tfdeploy_magic.serving import hosting
+
+    if running is not None and name in running.models:
+        return running.models[name].base_path
+    return hosting.own_folder() / name
 
 
-def _checked(options: Serve, name: str, base_path: Path, running: Host | None) -> Serve:
-    """Refuse what cannot be, and return the options with the number of the version where that must be a certain one."""
-    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
-        raise InputError(
-            "a model cannot be served by that name",
-            found=f"'{name}'",
-            wanted="a name of letters, digits, dots, dashes and underscores: it is part of its address",
-            cure="Choose another: --name digits.",
-        )
-    _check_flags(options)
-    if running is None:
-        _check_address(options)
-    else:
-        _check_same(options, running)
-    return _numbered(options, name, base_path, running)
+def _known(running: Host | None, name: str) -> Mapping[str, Signature]:
+    """Return the signatures that clients of a model know."""
+    served = running.models[name].served if running is not None and name in running.models else None
+    return served.signatures if served is not None else {}
 
 
-def _check_flags(options: Serve) -> None:
-    from tfdeploy_magic.serving import flags
+def _write(
+    options: Serve,
+    name: str,
+    source: Source,
+    base_path: Path,
+    like: Mapping[str, Signature],
+    scratch: Path,
+    report: Report,
+    unserved: contextlib.ExitStack,
+) -> _Made:
+    """Write a version; ``unserved`` takes it away again, so that nobody tries to load what was not served."""
+    from tfdeploy_magic.commands import served_parity
 
-    for word in shlex.split(options.flags):
-        given = word.lstrip("-").partition("=")[0]
-        if given in _SETTLED or given in _NOT_HERE:
-            raise InputError(
-                "--flags has one that does not belong there",
-                found=word,
-                wanted="flags that leave the server this model's own",
-                cure=f"Write {_SETTLED[given]}." if given in _SETTLED else "!tfdeploy-serve --help lists them all.",
-            )
-    parsed = flags.parse(["--model_base_path=/", *options.server_flags()])
-    if unknown := next((note for note in parsed.notes if note.startswith("unknown argument")), None):
-        raise InputError(
-            "--flags cannot be used",
-            found=unknown.rstrip("?"),
-            wanted="flags of tfdeploy-serve",
-            cure="!tfdeploy-serve --help lists them all.",
-        )
-
-
-def _check_address(options: Serve) -> None:
-    from tfdeploy_magic.serving.http import check_port
-
-    for port in (options.rest_api_port or 0, options.grpc_port or 0):
-        check_port(options.host, port)
-
-
-def _check_same(options: Serve, running: Host) -> None:
-    """Refuse to swap a model under a server that was asked to be another one."""
-    found = {
-        **running.asked,
-        "base_path": running.base_path,
-        "rest_api_port": _port(running.url),
-        "grpc_port": _port(running.grpc),
-    }
-    for option in found.keys() & options.model_fields_set:
-        asked = getattr(options, option)
-        if asked in (None, found[option]) or (option == "base_path" and asked.expanduser().absolute() == found[option]):
-            continue
-        flag = f"--{option.replace('_', '-')}"
-        raise InputError(
-            f"{running.name} is served already, at {running.model_url}",
-            found=f"another {flag}",
-            wanted="the server as it runs",
-            cure=f"Leave {flag} out to swap to a new version, or %serve --stop {running.name} first.",
-        )
-
-
-def _port(address: str | None) -> int | None:
-    return int(address.rpartition(":")[2]) if address else None
-
-
-def _numbered(options: Serve, name: str, base_path: Path, running: Host | None) -> Serve:
-    """Return the options with a number that is served: the newest in its folder, and never one that was before."""
-    from tfdeploy_magic.serving import hosting, version_folder
-
-    there = base_path.resolve()
-    others = (host for host in hosting.hosts.values() if host is not running)
-    other = next((host for host in others if host.base_path.resolve() == there), None)
-    if other is not None:
-        raise InputError(
-            f"{name} cannot have its versions in {base_path}",
-            found=f"those of {other.name}, which is served from there",
-            wanted="a folder for each model",
-            cure=f"Choose another --base-path, or swap {other.name}: --name {other.name}.",
-        )
-    following = version_folder.number_of(base_path, "auto")
-    if running is not None:
-        following = max(following, running.newest + 1)
-    if options.version is None:
-        return options.model_copy(update={"version": following}) if running is not None else options
-    version_folder.number_of(base_path, options.version)
-    if options.version < following - 1:
-        raise InputError(
-            f"version {options.version} of {name} would not be served",
-            found=f"version {following - 1} in {base_path}",
-            wanted="a higher number: the highest is served",
-            cure=f"Leave --version out and it becomes {following}.",
-        )
-    return options
-
-
-@contextlib.contextmanager
-def _removed_when_it_fails(exported: ExportedVersion) -> Iterator[None]:
-    """Take a version away that is not served, so that nobody tries to load it again."""
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(exported.path, ignore_errors=True)
-        raise
+    source.worker.listener = report.relay
+    exported = write_version(options, source, base_path, report, like=like)
+    unserved.callback(shutil.rmtree, exported.path, ignore_errors=True)
+    test = named_test(options.test)
+    return _Made(
+        name, source, exported, served_parity.samples_of(source, exported, test, scratch / f"in-{name}", report)
+    )
 
 
 def _start(options: Serve, name: str, exported: ExportedVersion, report: Report) -> Host:
@@ -265,52 +253,169 @@ def _start(options: Serve, name: str, exported: ExportedVersion, report: Report)
 
     hosting.clean_up()
     asked = {option: getattr(options, option) for option in _KEPT}
-    host = hosting.Host(name, exported.base_path, options.base_path is None, options.in_kernel, asked=asked)
+    models = {name: hosting.Hosted(exported.base_path, options.base_path is None, newest=exported.version)}
+    if options.backend == "docker":
+        from tfdeploy_magic.serving.containers import IMAGE, ContainerHost
+
+        container = ContainerHost(
+            name,
+            models,
+            asked,
+            image=options.image or IMAGE,
+            pull=options.pull,
+            memory=options.memory,
+            cpus=options.cpus,
+            host=options.host,
+            rest_api_port=options.rest_api_port,
+            grpc_port=options.grpc_port,
+            timeout=options.timeout,
+        )
+        container.start(shlex.split(options.flags), report, gpu=options.gpu)
+        return container
+    from tfdeploy_magic.serving.embedded import EmbeddedHost
+
+    host = EmbeddedHost(name, models, asked, in_kernel=options.in_kernel)
     host.worker.deadline = options.timeout
     rest, grpc = (port or free_port(options.host) for port in (options.rest_api_port, options.grpc_port))
     flags = [f"--rest_api_port={rest}", f"--port={grpc}", *options.server_flags()]
-    host.start(exported.version, flags, report, gpu=options.gpu)
+    host.start(flags, report, gpu=options.gpu)
     return host
+
+
+# Which versions are served
+
+
+def _add(host: Host, made: _Made, options: Serve, report: Report) -> None:
+    """Have a server serve a second model."""
+    from tfdeploy_magic.serving.hosting import Hosted
+
+    fresh = made.name not in host.models
+    if fresh:
+        host.models[made.name] = Hosted(made.exported.base_path, ours=True)
+    hosted = host.models[made.name]
+    latest = None if fresh else max(hosted.lineup.versions(hosted.numbers()[:-1]), default=None)
+    try:
+        host.change(
+            made.name,
+            hosted.lineup.with_version(made.exported.version, latest=latest, label=None),
+            options.timeout,
+            report,
+        )
+    except BaseException:
+        if fresh:
+            del host.models[made.name]
+        raise
+
+
+def _change(host: Host, options: Serve, made: Sequence[_Made], *, fresh: bool, report: Report) -> None:
+    """Have a server serve the version that was written, as the options say."""
+    from tfdeploy_magic.serving.lineup import STABLE, Arm, arms_of, shares_of
+
+    first = made[0]
+    name, number = first.name, first.exported.version
+    hosted = host.models[name]
+    older = [each for each in hosted.numbers() if each != number]
+    latest = max(older if fresh else hosted.lineup.versions(older), default=None)
+    lineup = hosted.lineup.with_version(number, latest=latest, label=options.label, keep=options.keep)
+    if options.split is not None:
+        known = [Arm(each.name, 0, each.name) for each in made]
+        if len(made) == 1 and options.label not in (None, STABLE) and STABLE in lineup.labels:
+            known = [Arm(label, 0, name, label=label) for label in (STABLE, str(options.label))]
+        elif len(made) == 1:
+            known = [Arm(str(each), 0, name, version=each) for each in (latest, number) if each is not None]
+        arms = arms_of(shares_of(options.split), name, known, labels=lineup.labels, found=hosted.numbers())
+        _check_scales(name, arms, [each.exported for each in made])
+        lineup = replace(lineup, split=arms)
+    if fresh and lineup.followed and lineup.keep == 1 and not lineup.split:
+        hosted.lineup = lineup  # that is how it was started
+        return
+    host.change(name, lineup, options.timeout, report)
+
+
+def check_alike(name: str, exported: ExportedVersion, other: str, others: ExportedVersion) -> None:
+    """Refuse two models of which one cannot answer what the other is asked.
+
+    Raises:
+        InputError: They take or give something else.
+    """
+    for key, signature in exported.signatures.items():
+        stands_in = others.signatures.get(key)
+        wanted = ", ".join(map(str, signature.inputs)), ", ".join(map(str, signature.outputs))
+        found = (
+            (", ".join(map(str, stands_in.inputs)), ", ".join(map(str, stands_in.outputs))) if stands_in else ("", "")
+        )
+        if stands_in is None or found[0] != wanted[0]:
+            raise InputError(
+                f"{other} cannot answer what {name} is asked",
+                found=f"{found[0]} in signature {key}" if stands_in else f"no signature {key}",
+                wanted=wanted[0],
+                cure="Give both models inputs of the same name, shape and dtype: --preprocess puts code before them.",
+            )
+
+
+def _check_scales(name: str, arms: Sequence[Arm], exported: Sequence[ExportedVersion]) -> None:
+    """Refuse to split between files whose integers stand for other numbers each."""
+    signatures = [signature for each in exported if each.lite for signature in each.signatures.values()]
+    if any(spec.quantized for signature in signatures for spec in (*signature.inputs, *signature.outputs)):
+        raise InputError(
+            f"{name} cannot be split between {' and '.join(arm.name for arm in arms)}",
+            found="a .tflite that takes or gives integers by scales of its own",
+            wanted="arms that take and give the same numbers",
+            cure="Convert it with float32 inputs and outputs: --io float32.",
+        )
 
 
 # What it answers
 
 
-def _compare(
-    host: Host, source: Source, exported: ExportedVersion, samples: SampleSet | None, report: Report
-) -> Endpoint:
+def _compare(host: Host, made: _Made, report: Report) -> None:
     """Ask the server what the model is asked, and keep what is known of it."""
     from tfdeploy_magic.commands import served_parity
     from tfdeploy_magic.serving.served import Served
 
-    notes = (Finding("warning", "flag", note) for note in host.notes)
+    exported, samples, hosted = made.exported, made.samples, host.models[made.name]
     told = {"lite"} if samples is None else {"lite", "not-measured", "copied"}
-    endpoint = Endpoint(host.model_url, host.grpc, host)
-    host.served = Served(
+    before = hosted.lineup.before.newest if hosted.lineup.before is not None else None
+    gone = before in hosted.known and before not in hosted.lineup.versions(hosted.numbers())
+    served = Served(
         version=exported.version,
-        source=_described(source, exported),
+        source=_described(made.source, exported),
         base_path=str(exported.base_path),
         size=exported.size,
-        findings=(*notes, *(finding for finding in exported.findings if finding.code not in told)),
+        findings=(*host.findings, *(finding for finding in exported.findings if finding.code not in told)),
         lite=exported.signatures if exported.lite else None,
-        in_kernel=host.in_kernel,
-        replaced=host.served.version if host.served is not None else None,
+        signatures=exported.signatures,
+        ends=host.ends,
+        replaced=before if gone else None,
     )
+    hosted.known[served.version] = served
     if samples is not None:
-        request = served_parity.example(source, exported, endpoint, samples)
-        host.served = replace(host.served, request=request, request_file=_file(host, request))
+        # The version itself: others may answer a part of those who name none.
+        endpoint = Endpoint(f"{host.url_of(made.name)}/versions/{served.version}", host.grpc, host)
+        request = served_parity.example(made.source, exported, endpoint, samples)
+        served = replace(served, request=request, request_file=_file(host, request))
         try:
-            parity = served_parity.compare(source, exported, endpoint, samples, report)
-            host.served = replace(host.served, parity=parity, tested=samples.name if parity else None)
+            parity = served_parity.compare(made.source, exported, endpoint, samples, report)
+            served = replace(served, parity=parity, tested=samples.name if parity else None)
         except JobCancelled:
             raise
         except TfdeployError as error:  # it is served, and that is worth to be known with this beside it
             message = f"its answers were not compared: {error.what}: found {error.found}"
             failed = Finding("error", "not-compared", message, error.cure)
-            host.served = replace(host.served, findings=(failed, *host.served.findings))
+            served = replace(served, findings=(failed, *served.findings))
+        finally:
+            endpoint.client.close()
     report.finish()
-    host.served = replace(host.served, seconds=dict(report.seconds))
-    return endpoint
+    hosted.known[served.version] = replace(served, seconds=dict(report.seconds))
+
+
+def _show_together(host: Host, made: Sequence[_Made]) -> None:
+    """Let the card of the first model tell of the second one's answers too."""
+    first, *others = (host.models[each.name].known[each.exported.version] for each in made)
+    parity = dict(first.parity)
+    for each, served in zip(made[1:], others, strict=True):
+        parity |= {f"{each.name}: {against}": evidence for against, evidence in served.parity.items()}
+    host.models[made[0].name].known[first.version] = replace(first, parity=parity)
 
 
 def _file(host: Host, request: str | None) -> str | None:
@@ -375,6 +480,129 @@ def list_servers(options: ListServers, progress: Listener) -> Servers:
     return Servers(rows)
 
 
+class Promote(Options):
+    """Let one arm, label or version of a served model answer all requests that name none.
+
+    The label stable goes to it where there are labels.
+    """
+
+    name: Annotated[str, OnTheLine(positional=True)] = Field(description="what the model is served as")
+    what: Annotated[str | None, OnTheLine(positional=True)] = Field(
+        None, description="an arm, a label or a version; what is on trial when left out"
+    )
+
+
+@action(serve, "promote", Promote)
+def promote(options: Promote, progress: Listener) -> Endpoint:
+    """Load it where it is not, move the label, and end the split.
+
+    Returns:
+        The endpoint, whose card shows who answers now.
+
+    Raises:
+        InputError: Nothing is on trial, or this kernel serves no such model.
+        NameNotFound: There is no such arm, label or version.
+        VersionFailed: It cannot be loaded; all is as it was.
+    """
+    name = options.name
+    return _changed(name, lambda hosted: hosted.lineup.promoted(name, options.what, hosted.numbers()), progress)
+
+
+class RollBack(Options):
+    """Serve what was served before the last new version, label, split or promotion."""
+
+    name: Annotated[str, OnTheLine(positional=True)] = Field(description="what the model is served as")
+
+
+@action(serve, "rollback", RollBack)
+def roll_back(options: RollBack, progress: Listener) -> Endpoint:
+    """Load the versions that were served before, and unload the others; each is still on disk.
+
+    Returns:
+        The endpoint, whose card shows who answers now.
+
+    Raises:
+        InputError: Nothing was served before, or this kernel serves no such model.
+        VersionFailed: One cannot be loaded; all is as it was.
+    """
+    return _changed(options.name, lambda hosted: hosted.lineup.rolled_back(options.name), progress)
+
+
+class Route(Options):
+    """Change the shares of a split, or begin one between versions and labels that are served already."""
+
+    name: Annotated[str, OnTheLine(positional=True)] = Field(description="what the model is served as")
+    shares: Annotated[str, OnTheLine(positional=True)] = Field(
+        description="50/50 for the arms as they are, or stable=50,canary=50 (labels, versions, models)"
+    )
+
+    @field_validator("shares")
+    @classmethod
+    def _add_up(cls, value: str) -> str:
+        from tfdeploy_magic.serving.lineup import shares_of
+
+        shares_of(value)
+        return value
+
+
+@action(serve, "route", Route)
+def route(options: Route, progress: Listener) -> Endpoint:
+    """Split the requests anew; what was counted of the split before is counted from zero.
+
+    Returns:
+        The endpoint, whose card shows the arms.
+
+    Raises:
+        InputError: The shares do not fit, or this kernel serves no such model.
+        NameNotFound: A name is no label, version or model of this server.
+    """
+    from tfdeploy_magic.serving.lineup import Arm, arms_of, shares_of
+
+    host = _own(options.name)
+
+    def split(hosted: Hosted) -> Lineup:
+        known = list(hosted.lineup.split) or [Arm(each, 0, each) for each in host.models if each != options.name]
+        if not hosted.lineup.split and not known:
+            known = [Arm(label, 0, options.name, label=label) for label in sorted(hosted.lineup.labels, reverse=True)]
+        numbers, labels = hosted.numbers(), hosted.lineup.labels
+        return hosted.lineup.with_split(
+            arms_of(shares_of(options.shares), options.name, known, labels=labels, found=numbers)
+        )
+
+    return _changed(options.name, split, progress)
+
+
+def _changed(name: str, lineup: Callable[[Hosted], Lineup], progress: Listener) -> Endpoint:
+    host = _own(name)
+    report = Report(progress)
+    report.stage("asking the server")
+    host.change(name, lineup(host.models[name]), LOAD_SECONDS, report)
+    report.finish()
+    return Endpoint(host.url_of(name), host.grpc, host)
+
+
+def _own(name: str) -> Host:
+    """Return the server of this kernel that has a model of that name.
+
+    Raises:
+        InputError: Another kernel's has it.
+        NameNotFound: None has.
+    """
+    from tfdeploy_magic.serving import hosting, state
+
+    if (host := hosting.find(name)) is not None:
+        return host
+    other = next((server for server in state.running() if name in server.models), None)
+    if other is not None:
+        raise InputError(
+            f"what {name} serves is decided elsewhere",
+            found=f"a server of {_owner(other.kernel, other.pid)}",
+            wanted="a server that this kernel has started",
+            cure="Type this line in that notebook.",
+        )
+    raise _unknown(name)
+
+
 class StopServing(Options):
     """Stop serving a model, or all that this kernel serves; those of other kernels are stopped by name."""
 
@@ -405,15 +633,19 @@ def stop_serving(options: StopServing, progress: Listener) -> Servers:
     names = tuple(hosting.hosts) if options.name is None else (options.name,)
     for name in names:
         if not hosting.stop_everywhere(name):
-            known = ", ".join(dict.fromkeys(row.model for row in _rows()))
-            raise NameNotFound(
-                f"no server serves '{name}'",
-                found=known or "no server of yours on this machine",
-                wanted="one that runs",
-                cure="%serve --list shows them all.",
-            )
+            raise _unknown(name)
     report.finish()
     return Servers(tuple(_rows()), names)
+
+
+def _unknown(name: str) -> NameNotFound:
+    known = ", ".join(dict.fromkeys(row.model for row in _rows()))
+    return NameNotFound(
+        f"no server serves '{name}'",
+        found=known or "no server of yours on this machine",
+        wanted="one that runs",
+        cure="%serve --list shows them all.",
+    )
 
 
 def _rows() -> Iterator[Row]:
@@ -422,16 +654,25 @@ def _rows() -> Iterator[Row]:
 
     for server in state.running():
         for model in server.models:
-            shown = "gRPC only", "–"
+            shown: tuple[str | tuple[str, str], str] = "gRPC only", "–"
             if server.url is not None:
-                seen = Endpoint(server.url_of(model)).glance()
-                now = seen.states[0].state.lower() if seen.states else "not answering"
-                serving = f"version {seen.version}" if seen.version is not None else now
-                shown = serving, f"{sum(seen.metrics.requests.values()):,}" if seen.metrics else "–"
+                seen = Endpoint.at(server.url_of(model)).glance()
+                shown = _serving(seen), f"{sum(seen.metrics.requests.values()):,}" if seen.metrics else "–"
             url = server.url_of(model) if server.url else "–"
-            yield Row(
-                model, shown[0], url, server.grpc or "", shown[1], _owner(server.kernel, server.pid), server.started
-            )
+            owner = _owner(server.kernel, server.pid)
+            belongs = owner if server.container is None else (owner, f"container {server.container}")
+            yield Row(model, shown[0], url, server.grpc or "", shown[1], belongs, server.started)
+
+
+def _serving(seen: Seen) -> str | tuple[str, str]:
+    """Say which versions answer, with their labels or shares below."""
+    there = [state.version for state in seen.states if state.state == "AVAILABLE"]
+    if not there:
+        return seen.states[0].state.lower() if seen.states else "not answering"
+    said = f"version{'s' if len(there) > 1 else ''} {', '.join(map(str, there))}"
+    below = [f"{label} {number}" for label, number in sorted(seen.labels.items(), key=lambda label: -label[1])]
+    below += [f"{arm.name} {100 * arm.share:.4g}%" for arm in seen.arms]
+    return (said, ", ".join(below)) if below else said
 
 
 def _owner(kernel: int | None, pid: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -36,15 +37,24 @@ OURS = "tfdeploy-magic"
 PACKAGES = (
     *("tensorflow", "keras", "tf-keras", "ai-edge-litert", "litert-quantizer", "numpy"),
     *("ipython", "ipywidgets", "jupyterlab", "matplotlib"),
+    "docker",
 )
 
-PURPOSES = {"tf-keras": "models of Keras 2, in the kernel or in .keras and .h5 files"}
+_CONTAINERS = "serving in TensorFlow Serving's own image, %serve --backend docker"
+
+PURPOSES = {
+    "tf-keras": "models of Keras 2, in the kernel or in .keras and .h5 files",
+    "docker": _CONTAINERS,
+}
 """What a package is for that most people do without."""
 
 SCARCE = 1_000_000_000
 """Bytes of free memory or disk below which a conversion of an ordinary model may fail."""
 
 PATIENCE_SECONDS = 120.0
+
+DOCKER_SECONDS = 2.0
+"""How long a Docker engine may take to answer."""
 
 
 class Tfdeploy(Options):
@@ -84,7 +94,7 @@ def tfdeploy(options: Tfdeploy, progress: Listener) -> Checkup | NextLines:
         return NextLines(tuple(_next_lines()))
     report = Report(progress)
     report.stage("looking at what is installed")
-    rows = [*_versions(), *_machine(), *_store(), *_jobs(report)]
+    rows = [*_versions(), *_machine(), *_docker(), *_store(), *_jobs(report)]
     report.finish()
     return Checkup(tuple(rows))
 
@@ -186,6 +196,18 @@ def _gpus() -> list[str]:
         return []
     # The serial number says which machine this is, and checkups are shared.
     return [re.sub(r" \(UUID:.*\)$", "", line) for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+
+
+def _docker() -> Iterator[Row]:
+    if _version("docker") is None:
+        return  # its engine is none of our business then
+    from tfdeploy_magic.serving import docker_engine
+
+    try:
+        with contextlib.closing(docker_engine.connect(DOCKER_SECONDS)) as engine:
+            yield Row("this machine", "Docker", f"engine {engine.version} for {engine.architecture}, which may be used")
+    except TfdeployError as error:
+        yield Row("this machine", "Docker", error.found, "missing", _CONTAINERS, error.cure)
 
 
 def _store() -> Iterator[Row]:

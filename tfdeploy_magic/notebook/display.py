@@ -12,6 +12,7 @@ from IPython.display import display
 
 from tfdeploy_magic import errors
 from tfdeploy_magic.jobs.progress import Progress
+from tfdeploy_magic.notebook import live
 from tfdeploy_magic.views import progress as views
 
 
@@ -62,11 +63,12 @@ class Stage:
 
         IPython shows the value of a cell's last line, but not of ``lite = %tflite_convert model``.
         """
-        if self._handle is not None:
-            self._handle.update(result)
-        else:
-            self.clear()
-            display(result)  # type: ignore[no-untyped-call]
+        if not live.show(result, self._shell, self._handle):
+            if self._handle is not None:
+                self._handle.update(result)
+            else:
+                self.clear()
+                display(result)  # type: ignore[no-untyped-call]
         _silence_until_the_cell_ends(self._shell, result)
 
 

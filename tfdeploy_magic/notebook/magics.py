@@ -15,11 +15,13 @@ from tfdeploy_magic.commands import (  # noqa: F401  (importing registers them)
     export,
     inspect,
     loadtest,
+    monitor,
     predict,
     quantize,
     serve,
     tfdeploy,
     tflite_convert,
+    tune,
 )
 from tfdeploy_magic.commands.declaration import COMMANDS, FromKernel, Named, Options, marker
 from tfdeploy_magic.errors import JobCancelled, TfdeployError

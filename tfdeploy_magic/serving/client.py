@@ -7,10 +7,11 @@ refused here, in words, before anything is sent.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import threading
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ from tfdeploy_magic.serving.client_metrics import Metrics as Metrics
 from tfdeploy_magic.serving.connections import Connections, unreachable
 from tfdeploy_magic.serving.fitting import fitted
 from tfdeploy_magic.serving.load import CHANNEL_OPTIONS, Target
+from tfdeploy_magic.serving.router import KEY_HEADER, LONGEST_KEY, in_header
 from tfdeploy_magic.serving.status import Code, Refusal
 
 Over = Literal["rest", "grpc"]
@@ -138,7 +140,9 @@ class Client:
             self._signatures = {key: signature_of(key, found[key]) for key in sorted(found)}
         return self._signatures
 
-    def predict(self, x: Any, *, signature: str = DEFAULT_SIGNATURE, over: Over | None = None) -> Any:
+    def predict(
+        self, x: Any, *, signature: str = DEFAULT_SIGNATURE, over: Over | None = None, key: str | None = None
+    ) -> Any:
         """Ask the model.
 
         Args:
@@ -147,22 +151,48 @@ class Client:
             signature: The key of the signature.
             over: "rest" or "grpc". By default gRPC where its address is known and the inputs are larger than
                 ``LARGE`` or of a dtype that JSON has not, else REST. The answer is the same.
+            key: Where the server splits the requests of the model: whose request it is, such as a user's name. The
+                same key is answered by the same arm each time.
 
         Returns:
             The output, or a dict by the outputs' names where there are several; strings are bytes.
 
         Raises:
             DataError: The inputs do not fit the signature; nothing was sent.
+            InputError: The key is empty or too long; nothing was sent.
             NameNotFound: The model has no such signature.
             ServerUnreachable: Nothing answers at the address, or not in time.
             RequestRefused: The server answered with an error of its own.
         """
+        headers = {} if key is None else {KEY_HEADER: in_header(_checked(key))}
         signed, arrays = self._fit(signature, x)
         if self._choose(over, signed, arrays) == "grpc":
-            answer = self._over_grpc(self._message(signature, arrays))
+            answer = self._over_grpc(self._message(signature, arrays), headers)
         else:
-            answer = self._over_rest(signed, request_body(signature, arrays))
+            answer = self._over_rest(signed, request_body(signature, arrays), headers)
         return next(iter(answer.values())) if len(answer) == 1 else answer
+
+    def outcome(
+        self, success: bool | Sequence[bool], *, key: str | Sequence[str] | None = None, arm: str | None = None
+    ) -> int:
+        """Tell the server whether what it had answered was any good, for the arms of a split to be compared.
+
+        Args:
+            success: Whether it was; or a sequence, of several answers.
+            key: What :meth:`predict` was given, for all of them or for each.
+            arm: The name of the arm that answered, where there were no keys.
+
+        Returns:
+            How many outcomes were counted: all, or none where one of them is wrong.
+
+        Raises:
+            InputError: Neither a key nor an arm is given, or both, or not a key for each; nothing was sent.
+            ServerUnreachable: Nothing answers at the address.
+            RequestRefused: The requests of the model are not split, or there is no such arm.
+        """
+        rows = _outcomes(success, key, arm)
+        body = json.dumps({"outcomes": rows}).encode()
+        return int(self._json("POST", f"{self._model}:outcome", f"{self.name} was told outcomes", body)["counted"])
 
     def target(self, samples: Iterable[Any], *, signature: str = DEFAULT_SIGNATURE, over: Over = "rest") -> Target:
         """Return the calls of :meth:`predict` on samples as what a load generator sends, one after the other.
@@ -249,8 +279,9 @@ class Client:
             )
         return over
 
-    def _over_rest(self, signed: Signature, body: bytes) -> Arrays:
-        outputs = self._json("POST", f"{self._path}:predict", f"{self.name} was asked to predict", body)["outputs"]
+    def _over_rest(self, signed: Signature, body: bytes, headers: Mapping[str, str]) -> Arrays:
+        what = f"{self.name} was asked to predict"
+        outputs = self._json("POST", f"{self._path}:predict", what, body, headers)["outputs"]
         try:
             return outputs_of(signed, outputs)
         except (KeyError, TypeError, ValueError):  # a newer version, which takes the same and answers something else
@@ -271,13 +302,13 @@ class Client:
             request.inputs[name].CopyFrom(proto_of(array, as_content=array.dtype != object))
         return request
 
-    def _over_grpc(self, request: Any) -> Arrays:
+    def _over_grpc(self, request: Any, headers: Mapping[str, str]) -> Arrays:
         import grpc
 
         from tfdeploy_magic.serving.tensors import array_of
 
         try:
-            answer = self._stub().Predict(request, timeout=self._timeout)
+            answer = self._stub().Predict(request, timeout=self._timeout, metadata=tuple(headers.items()))
         except grpc.RpcError as error:
             raise self._grpc_error(error) from None
         return {name: np.require(array_of(answer.outputs[name]), requirements="W") for name in sorted(answer.outputs)}
@@ -301,8 +332,15 @@ class Client:
         what = f"{self.name} was asked to predict"
         return RequestRefused(what, status=code, message=message, cure=self._cure(message))
 
-    def _json(self, method: str, path: str, what: str, body: bytes | None = None) -> Any:
-        status, answer = self._http.request(method, path, body)
+    def _json(
+        self,
+        method: str,
+        path: str,
+        what: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        status, answer = self._http.request(method, path, body, headers)
         code = _CODES.get(status, f"HTTP {status}")
         try:
             found = parsed(answer)
@@ -321,6 +359,12 @@ class Client:
             return f"No model '{self.name}' is served there: see the name that the server was started with."
         if "Unrecognized servable version label" in message:
             return "The server's configuration gives labels: ask by version, or give the label there."
+        if "are not split" in message:
+            return f"%serve {self.name} --split 90/10 splits them."
+        if message.endswith(":outcome"):
+            return "Only the server of %serve counts outcomes: TensorFlow Serving has no arms."
+        if "has no arm" in message:
+            return "Name one of these in arm=, or give the key that was asked with."
         if "queue" in message:
             return "The server has as many requests as it takes: ask again, or with fewer at once."
         return f"Client.signatures() says what {self.name} takes."
@@ -335,6 +379,43 @@ class Client:
             for one in map(_version_status, rows)
         )
         return f"Its versions: {', '.join(states)}."
+
+
+def _checked(key: Any) -> str:
+    """Return a key that the server will take."""
+    if isinstance(key, str) and 0 < len(in_header(key)) <= LONGEST_KEY:
+        return key
+    raise InputError(
+        "this is no key",
+        found=repr(key) if not isinstance(key, str) or not key else f"{len(in_header(key))} characters",
+        wanted=f"text of 1 to {LONGEST_KEY} characters, percent-encoded where it is not ASCII",
+        cure="Give what tells one user from another, str(user_id).",
+    )
+
+
+def _outcomes(success: Any, key: Any, arm: str | None) -> list[dict[str, Any]]:
+    """Return the rows of a request that tells outcomes."""
+    if (key is None) is (arm is None):
+        raise InputError(
+            "an outcome belongs to one arm",
+            found="a key and an arm" if arm is not None else "neither a key nor an arm",
+            wanted="one of them",
+            cure='Give the key that was asked with, key="user-7", or arm="canary".',
+        )
+    successes = [success] if isinstance(success, bool | np.bool_) else list(success)
+    if wrong := [one for one in successes if not isinstance(one, bool | np.bool_)]:
+        raise InputError("this is no outcome", found=repr(wrong[0]), wanted="True or False", cure="Give success=True.")
+    if key is None:
+        return [{"arm": arm, "success": bool(good)} for good in successes]
+    keys = [key] * len(successes) if isinstance(key, str) else list(key)
+    if len(keys) != len(successes):
+        raise InputError(
+            "not every outcome has a key of its own",
+            found=f"{len(successes)} outcomes and {len(keys)} keys",
+            wanted="as many of one as of the other",
+            cure="Give the key of each request beside its outcome.",
+        )
+    return [{"key": _checked(one), "success": bool(good)} for one, good in zip(keys, successes, strict=True)]
 
 
 def _quoted(name: str) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import weakref
 from collections import deque
+from collections.abc import Mapping
 
 from tfdeploy_magic.errors import ServerUnreachable
 
@@ -25,7 +26,9 @@ class Connections:
         """End those that lie idle."""
         _close_all(self._idle)
 
-    def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    def request(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, bytes]:
         """Return the status and the body of an answer.
 
         Raises:
@@ -34,10 +37,10 @@ class Connections:
         try:
             if (kept := self._kept()) is not None:
                 try:
-                    return self._exchange(kept, method, path, body)
+                    return self._exchange(kept, method, path, body, headers)
                 except ConnectionError:  # the server ended it, and the others, while they lay idle
                     self.close()
-            return self._exchange(self._kind(*self._place, timeout=self._timeout), method, path, body)
+            return self._exchange(self._kind(*self._place, timeout=self._timeout), method, path, body, headers)
         except TimeoutError:
             raise unreachable(self.address, f"no answer within {self._timeout:g} s") from None
         except (OSError, http.client.IncompleteRead) as error:
@@ -56,10 +59,16 @@ class Connections:
         return None
 
     def _exchange(
-        self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str] | None,
     ) -> tuple[int, bytes]:
         try:
-            connection.request(method, path, body, {"Content-Type": "application/json"} if body is not None else {})
+            kind = {"Content-Type": "application/json"} if body is not None else {}
+            connection.request(method, path, body, {**kind, **(headers or {})})
             answer = connection.getresponse()
             found = answer.read()
         except BaseException:  # a stopped cell too: half an answer must not be taken for the next one's

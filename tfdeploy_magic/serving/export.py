@@ -102,6 +102,7 @@ def export(
     input_spec: str | None = None,
     test: NamedData | None = None,
     warmup: Path | None = None,
+    like: Mapping[str, Signature] | None = None,
     report: Report,
 ) -> ExportedVersion:
     """Write a model as a version of a servable, read it back in a job, and give it its number.
@@ -116,6 +117,8 @@ def export(
         input_spec: What ``preprocess`` takes, unless it says so itself: "?x28x28:uint8".
         test: Samples as ``serving_default`` takes them, to compare answers on.
         warmup: A request log; what is asked in it warms the version up before it is served.
+        like: The signatures that clients know. Where one has a single input of the same shape and dtype, that keeps
+            its name: Keras gives each model that is built another one.
         report: Told of the progress.
 
     Raises:
@@ -133,9 +136,10 @@ def export(
     version_folder.number_of(base_path, version)
     with version_folder.hidden(base_path) as partial, tempfile.TemporaryDirectory(prefix="tfdeploy-") as scratch:
         if isinstance(source.value, Path):
-            written = _write_file(source, partial, report)
+            written = _write_file(source, partial, like or {}, report)
         else:
-            models = _traced(source, custom, preprocess, postprocess, input_spec)
+            made = _traced(source, custom, preprocess, postprocess, input_spec)
+            models = [_named_like(model, like or {}) for model in made]
             report.stage("writing")
             with version_folder.as_output_error(base_path):
                 save_together(models, partial)
@@ -273,6 +277,20 @@ def _safely_named(model: TracedModel) -> TracedModel:
     return replace(model, signature=replace(model.signature, inputs=inputs), findings=(*model.findings, finding))
 
 
+def _named_like(model: TracedModel, known: Mapping[str, Signature]) -> TracedModel:
+    """Return the model with the name of its only input that clients know it by."""
+    theirs = known[model.signature.name].inputs if model.signature.name in known else ()
+    ours = model.signature.inputs
+    if len(ours) != 1 or len(theirs) != 1 or ours[0].name == theirs[0].name:
+        return model
+    renamed = replace(ours[0], name=theirs[0].name)
+    if str(renamed) != str(theirs[0]):
+        return model
+    message = f"its input is called '{renamed.name}' as it was, and not '{ours[0].name}': clients know it by that name"
+    finding = Finding("note", "same-name", message)
+    return replace(model, signature=replace(model.signature, inputs=(renamed,)), findings=(*model.findings, finding))
+
+
 def _noticed(models: Sequence[TracedModel]) -> tuple[Finding, ...]:
     """Return what concerns a served model: all signatures are written, and nothing becomes .tflite."""
     found: dict[str, Finding] = {}
@@ -304,7 +322,7 @@ def _noticed(models: Sequence[TracedModel]) -> tuple[Finding, ...]:
 # A model in a file
 
 
-def _write_file(source: Source, partial: Path, report: Report) -> _Written:
+def _write_file(source: Source, partial: Path, like: Mapping[str, Signature], report: Report) -> _Written:
     report.stage("writing")
     path = _whole(source.value)
     kind = files.kind_of(path)
@@ -322,18 +340,22 @@ def _write_file(source: Source, partial: Path, report: Report) -> _Written:
         return _Written(findings=(Finding("note", "lite", prefer),) if kind == "lite" else ())
     model = source.model
     assert isinstance(model, StoredModel)
+    known = {name: signature.to_dict() for name, signature in like.items()}
     task = {"path": str(model.path), "folder": str(partial), "name": source.name, "base_path": str(partial.parent)}
-    written = source.worker.call(f"{__name__}:write_task", task)
+    written = source.worker.call(f"{__name__}:write_task", {**task, "like": known})
     signature = Signature.from_dict(written["signature"])
     return _Written({signature.name: signature}, model, tuple(Finding(**row) for row in written["findings"]))
 
 
-def write_task(report: Report, path: str, folder: str, name: str, base_path: str) -> dict[str, Any]:
+def write_task(
+    report: Report, path: str, folder: str, name: str, base_path: str, like: dict[str, Any]
+) -> dict[str, Any]:
     """Write the model that this process has opened as a servable; a job's entry."""
     report.stage("writing")
     model: TracedModel = stored.opened(path)
     wrapped.refuse_python(model, name)
     model = _safely_named(replace(model, signature=replace(model.signature, name=DEFAULT_SIGNATURE)))
+    model = _named_like(model, {key: Signature.from_dict(known) for key, known in like.items()})
     with version_folder.as_output_error(Path(base_path)):
         save_together([model], Path(folder))
     return {"signature": model.signature.to_dict(), "findings": [asdict(finding) for finding in _noticed([model])]}

@@ -1,4 +1,4 @@
-"""The servers that this process has started: where their versions lie, how they are swapped, and how they end."""
+"""The servers that this process has started: what they serve, how that changes, and how they end."""
 
 from __future__ import annotations
 
@@ -7,168 +7,252 @@ import contextlib
 import os
 import re
 import shutil
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import platformdirs
 import psutil
 
-from tfdeploy_magic.errors import ServingError, TfdeployError
-from tfdeploy_magic.jobs import Report, Worker, silent
+from tfdeploy_magic.artifacts.evidence import Finding
+from tfdeploy_magic.errors import InputError, ServingError, TfdeployError
+from tfdeploy_magic.jobs import Report
 from tfdeploy_magic.jobs.progress import Progress
-from tfdeploy_magic.serving import state
+from tfdeploy_magic.serving import control, state, versions
+from tfdeploy_magic.serving.lineup import Lineup, specific_config
 from tfdeploy_magic.serving.served import Served
+
+if TYPE_CHECKING:
+    from tfdeploy_magic.serving.containers import ContainerSeen
 
 KEPT_VERSIONS = 3
 """Versions of a model that stay on disk where nobody chose the folder."""
 
-SPARE_SECONDS = 60.0
-"""How much longer than it may take to load a version its server may take to say so."""
-
-_TASKS = "tfdeploy_magic.serving.process"
+UNDO_SECONDS = 5.0
+"""How long a server may take to go back to what it served."""
 
 
 @dataclass
-class Host:
-    """One server with one model, in a process of its own or in this one.
+class Hosted:
+    """One model of a server.
 
     Args:
-        name: What the model is served as.
         base_path: The folder of its versions.
         ours: Whether that folder is ours to clean up.
-        in_kernel: Whether it runs in this process.
+        lineup: Which of them are served, by which labels, and how requests are split.
+        known: Version -> what is known of it, the one that was written last at the end.
+        newest: The highest version that the server was ever asked to load: no number is given twice.
+    """
+
+    base_path: Path
+    ours: bool
+    lineup: Lineup = field(default_factory=Lineup)
+    known: dict[int, Served] = field(default_factory=dict)
+    newest: int = 0
+
+    @property
+    def served(self) -> Served | None:
+        """What is known of the version that answers those who name none; None before there is one."""
+        answering = self.lineup.versions(self.numbers()) or self.known
+        return self.known.get(max(answering, default=-1))
+
+    def numbers(self) -> list[int]:
+        """Return the versions on disk, in increasing order."""
+        with contextlib.suppress(OSError):
+            return sorted(versions.directories(self.base_path))
+        return []
+
+    def prune(self) -> None:
+        """Take old versions away where the folder is ours; those that are served, or were before, stay."""
+        if not self.ours:
+            return
+        found = self.numbers()
+        kept = {*found[-max(KEPT_VERSIONS, self.lineup.keep) :]}
+        for lineup in (self.lineup, self.lineup.before):
+            kept.update(lineup.versions(found) if lineup is not None else ())
+        for number in set(found) - kept:
+            self.known.pop(number, None)
+            shutil.rmtree(self.base_path / str(number), ignore_errors=True)
+
+
+@dataclass
+class Host(ABC):
+    """One server, which this process has started and ends.
+
+    Args:
+        name: What its first model is served as.
+        models: What it serves, by name.
         asked: What a person asked for besides, option -> value.
-        served: What is known of the version that it serves; None before there is one.
-        newest: The highest version that it was ever asked to load: no number is given twice.
+        findings: What was noticed when it was started.
     """
 
     name: str
-    base_path: Path
-    ours: bool
-    in_kernel: bool
-    worker: Worker = field(default_factory=Worker, repr=False)
+    models: dict[str, Hosted]
+    asked: Mapping[str, object] = field(default_factory=dict)
     url: str = ""
     grpc: str | None = None
-    pid: int = 0
-    asked: Mapping[str, object] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    served: Served | None = None
-    newest: int = 0
-    owner: int = field(default_factory=os.getpid)
+    findings: tuple[Finding, ...] = field(default=(), init=False)
+    owner: int = field(default_factory=os.getpid, init=False)
+
+    backend: ClassVar[str]
+    """What it runs in."""
 
     @property
+    @abstractmethod
     def alive(self) -> bool:
         """Whether it still runs."""
-        return self.in_kernel or (self.pid != 0 and self.pid == self.worker.pid and psutil.pid_exists(self.pid))
 
     @property
-    def request_file(self) -> Path:
-        """Where a request lies that examples send."""
-        return own_folder() / f"{self.name}-request.json"
+    @abstractmethod
+    def ends(self) -> str:
+        """Where it runs and when it ends, in words."""
 
-    @property
-    def model_url(self) -> str:
-        """The model's REST address."""
-        return f"{self.url}/v1/models/{self.name}"
-
-    def start(self, version: int, flags: Sequence[str], report: Report, *, gpu: bool) -> None:
-        """Start it, and return when the model is served.
+    @abstractmethod
+    def start(self, flags: Sequence[str], report: Report, *, gpu: bool) -> None:
+        """Start it with its first model, and return when that is served; :func:`register` makes it known.
 
         Args:
-            version: The newest, which it is to load.
-            flags: Of ``tfdeploy-serve``.
+            flags: Of the server, besides those that say what is served.
             report: Told of the progress.
             gpu: Whether it may use GPUs.
 
         Raises:
             TfdeployError: It could not start; nothing is left of it.
         """
-        argv = [f"--model_name={self.name}", f"--model_base_path={self.base_path}", "--prefer_tflite_model", *flags]
-        argv += ["--gpu"] if gpu else []
-        devices = os.environ.get("CUDA_VISIBLE_DEVICES", "") if gpu else None
-        report.stage("starting the server")
-        try:
-            started = self._call("start_task", report, argv=argv, kernel=os.getpid(), devices=devices)
-        except BaseException:
-            self.worker.close()
-            self._take_away()
-            raise
-        self.url, self.grpc, self.pid = started["url"], started["grpc"], started["pid"]
-        self.notes = tuple(started["notes"])
-        self.newest = version
-        hosts[self.name] = self
 
-    def load(self, version: int, seconds: float, report: Report) -> None:
-        """Swap to a version that has just been written, and return when it is served.
+    @abstractmethod
+    def _end(self) -> None:
+        """End the server."""
+
+    @abstractmethod
+    def _route(self, name: str) -> None:
+        """Have requests to a model split as its lineup says."""
+
+    def seen(self) -> ContainerSeen | None:
+        """Return how its container is now; None where it runs in none."""
+        return None
+
+    @property
+    def request_file(self) -> Path:
+        """Where a request lies that examples send."""
+        return own_folder() / f"{self.name}-request.json"
+
+    def url_of(self, name: str) -> str:
+        """Return the REST address of a model."""
+        return f"{self.url}/v1/models/{name}"
+
+    @property
+    def model_url(self) -> str:
+        """The REST address of its first model."""
+        return self.url_of(self.name)
+
+    def seen_path(self, name: str) -> str:
+        """Return where the server finds the versions of a model."""
+        return str(self.models[name].base_path)
+
+    def change(self, name: str, lineup: Lineup, seconds: float, report: Report) -> None:
+        """Serve a model by another lineup: what is new is loaded before anything else changes, and no request is lost.
+
+        Args:
+            name: The model.
+            lineup: What is wanted of it.
+            seconds: How long loading may take.
+            report: Told of the progress.
 
         Raises:
-            VersionFailed: It cannot be loaded; the version before it still is served.
+            InputError: A version of it is no longer on disk.
+            VersionFailed: One cannot be loaded; all is as it was.
+            ServingError: The server is gone, or refuses.
         """
-        self.newest = max(self.newest, version)
-        self.worker.deadline = seconds + SPARE_SECONDS  # to miss that one would end the server
-        stage = f"loading version {version}"
+        hosted = self.models[name]
+        former, found = hosted.lineup, hosted.numbers()
+        wanted = lineup.versions(found)
+        _check(name, lineup, wanted, found)
+        stage = f"loading version {wanted[-1]}"
         report.stage(stage)
-        _in_a_thread(
-            lambda: self._call("load_task", Report(silent), model=self.name, version=version, seconds=seconds),
-            lambda elapsed: report.pass_on(Progress(stage, None, elapsed)),
+        began = time.monotonic()
+
+        def waiting() -> None:
+            report.pass_on(Progress(stage, None, time.monotonic() - began))
+            if not self.alive:
+                raise self._gone()
+
+        before = former.config(name, self.seen_path(name), [each for each in found if each <= hosted.newest])
+        hosted.newest = max(hosted.newest, *wanted)
+        joint = sorted({*former.versions(found), *wanted})
+        try:
+            if not (lineup.followed and former.followed):
+                labels = {label: number for label, number in former.labels.items() if number in joint}
+                self._reload(name, specific_config(name, self.seen_path(name), joint, labels), seconds, waiting)
+                control.wait_until_served(str(self.grpc), name, wanted, seconds, waiting)
+                self._reload(name, specific_config(name, self.seen_path(name), joint, lineup.labels), seconds, waiting)
+            hosted.lineup = lineup
+            if lineup.split != former.split:
+                self._route(name)
+            self._reload(name, lineup.config(name, self.seen_path(name), found), seconds, waiting)
+            control.wait_until_served(str(self.grpc), name, wanted, seconds, waiting)
+        except BaseException:
+            hosted.lineup = former
+            with contextlib.suppress(TfdeployError):
+                self._route(name)
+                self._reload(name, before, UNDO_SECONDS, lambda: None)
+            raise
+        hosted.prune()
+
+    def _reload(self, name: str, config: Any, seconds: float, waiting: control.Waiting) -> None:
+        """Have the server serve this of a model, and the others as they are."""
+        others = (
+            other.lineup.config(key, self.seen_path(key), other.numbers())
+            for key, other in self.models.items()
+            if key != name
         )
-        if self.ours:
-            numbers = sorted(int(path.name) for path in self.base_path.iterdir() if path.name.isdecimal())
-            for number in numbers[:-KEPT_VERSIONS]:
-                shutil.rmtree(self.base_path / str(number), ignore_errors=True)
+        control.reload(str(self.grpc), [*others, config], seconds, waiting)
 
     def stop(self) -> None:
-        """End it, and take its folder away where that is ours."""
-        hosts.pop(self.name, None)
-        if not self.worker.cancel() and self.alive:  # one that still loads a version is not asked
-            with contextlib.suppress(TfdeployError):
-                self._call("stop_task", Report(silent), model=self.name)
-        self.worker.close()
-        self._take_away()
+        """End it, and take its folders away where they are ours."""
+        if hosts.get(self.name) is self:
+            del hosts[self.name]
+        self._end()
+        self.take_away()
 
-    def _take_away(self) -> None:
+    def take_away(self) -> None:
+        """Take away what it has left on disk."""
         self.request_file.unlink(missing_ok=True)
-        if self.ours:
-            shutil.rmtree(self.base_path, ignore_errors=True)
+        for hosted in self.models.values():
+            if hosted.ours:
+                shutil.rmtree(hosted.base_path, ignore_errors=True)
 
-    def _call(self, task: str, report: Report, **arguments: Any) -> Any:
-        if not self.in_kernel:
-            self.worker.listener = report.relay
-            return self.worker.call(f"{_TASKS}:{task}", arguments)
-        from tfdeploy_magic.serving import process
+    def _gone(self) -> ServingError:
+        return ServingError(
+            f"the server of {self.name} is gone",
+            found="it ended by itself",
+            wanted="a server that runs",
+            cure="%serve MODEL starts another one.",
+        )
 
-        return getattr(process, task)(report, **arguments)
 
-
-def _in_a_thread(work: Callable[[], Any], waiting: Callable[[float], None]) -> None:
-    """Do work that the stop button does not reach: it would end the worker, and with it what is served.
-
-    Args:
-        work: What to do; after the stop button it goes on, and nobody waits for it.
-        waiting: Told meanwhile how many seconds it has taken.
-    """
-    outcome: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    began = time.monotonic()
-    threading.Thread(target=run, name="load", daemon=True).start()
-    while not wait([outcome], timeout=0.1).done:
-        waiting(time.monotonic() - began)
-    outcome.result()
+def _check(name: str, lineup: Lineup, wanted: Sequence[int], found: Sequence[int]) -> None:
+    """Refuse a lineup whose versions somebody has taken away."""
+    missing = {*lineup.labels.values(), *(arm.version for arm in lineup.split if arm.model == name)} - {*found, None}
+    if missing or not wanted:
+        raise InputError(
+            f"{name} cannot be served like this",
+            found=f"no version {', '.join(map(str, sorted(filter(None, missing))))} on disk".replace("  ", " "),
+            wanted=f"one of {', '.join(map(str, found)) or 'none'}",
+            cure="%serve MODEL writes the next version.",
+        )
 
 
 hosts: dict[str, Host] = {}
-"""By the name of the model."""
+"""By the name of their first model."""
+
+
+def register(host: Host) -> None:
+    """Make a server known to whatever looks for it in this process."""
+    hosts[host.name] = host
 
 
 def own_folder() -> Path:
@@ -189,18 +273,24 @@ def _served() -> Path:
     return platformdirs.user_cache_path("tfdeploy_magic") / "served" / state.machine()
 
 
+def living() -> Iterator[Host]:
+    """Yield the servers of this process that run; of the others nothing is left."""
+    for host in list(hosts.values()):
+        if host.alive:
+            yield host
+        else:
+            host.stop()
+
+
 def find(name: str) -> Host | None:
-    """Return the running server of that name in this process."""
-    host = hosts.get(name)
-    if host is not None and not host.alive:
-        host.stop()
-        return None
-    return host
+    """Return the running server of this process that serves a model of that name."""
+    return next((host for host in living() if name in host.models), None)
 
 
 def at(url: str) -> Host | None:
-    """Return the server of this process that has a model at this REST address."""
-    return next((host for host in hosts.values() if host.model_url == url), None)
+    """Return the server of this process that has a model at this REST address, or a version or label of it."""
+    found = ((host, host.url_of(name)) for host in hosts.values() for name in host.models)
+    return next((host for host, own in found if url == own or url.startswith(f"{own}/")), None)
 
 
 def stop_everywhere(name: str) -> bool:
@@ -209,7 +299,7 @@ def stop_everywhere(name: str) -> bool:
     Returns:
         Whether there was one.
     """
-    host = hosts.get(name)
+    host = next((host for host in hosts.values() if name in host.models), None)
     if host is not None:
         host.stop()
         return True

@@ -20,6 +20,7 @@ import uvloop
 from tfdeploy_magic.errors import ServingError
 from tfdeploy_magic.serving.json_documents import error_body
 from tfdeploy_magic.serving.rest import Reply, RestApi, unzipped
+from tfdeploy_magic.serving.router import ARM_HEADER, KEY_HEADER, in_header
 from tfdeploy_magic.serving.status import Refusal
 
 MAX_BODY = 256 << 20
@@ -33,7 +34,8 @@ _PLAIN = [("Content-Type", "text/plain")]
 _CORS = [
     ("Access-Control-Allow-Origin", "*"),
     ("Access-Control-Allow-Methods", "POST, GET"),
-    ("Access-Control-Allow-Headers", "Content-Type"),
+    ("Access-Control-Allow-Headers", f"Content-Type, {KEY_HEADER}"),
+    ("Access-Control-Expose-Headers", ARM_HEADER),
 ]
 _NOT_FOUND = (
     b"<HTML><HEAD>\n<TITLE>404 Not Found</TITLE>\n</HEAD><BODY>\n<H1>Not Found</H1>\n</BODY></HTML>\n"  # libevent's own
@@ -125,21 +127,22 @@ class HttpDoor:
         if scope.method == "OPTIONS" and self._cors and headers.get("origin", "").startswith(("http://", "https://")):
             protocol.response_empty(200, self._headers)
             return
-        status, answer = await self._reply(scope.method, path, headers, protocol)
-        protocol.response_bytes(status, self._headers, answer)
+        status, answer, arm = await self._reply(scope.method, path, headers, protocol)
+        told = [*self._headers, (ARM_HEADER, in_header(arm))] if arm else self._headers
+        protocol.response_bytes(status, told, answer)
 
     async def _reply(self, method: str, path: str, headers: Any, protocol: Any) -> Reply:
         try:
             body = await self._body(headers, protocol) if method != "GET" else b""
         except Refusal as refusal:
-            return refusal.code.http, error_body(refusal.message)
+            return refusal.code.http, error_body(refusal.message), ""
         except TimeoutError:
-            return 408, error_body(f"the body did not arrive in {self._timeout:g} s")
+            return 408, error_body(f"the body did not arrive in {self._timeout:g} s"), ""
         except RuntimeError:  # granian's ProtocolClosed
-            return 400, error_body("the body is shorter than it was said to be")
+            return 400, error_body("the body is shorter than it was said to be"), ""
         if body is None:
-            return 413, error_body(f"the body is larger than {MAX_BODY} bytes")
-        return await self._api.reply(method, path, body)
+            return 413, error_body(f"the body is larger than {MAX_BODY} bytes"), ""
+        return await self._api.reply(method, path, body, headers)
 
     def _answer_beside(self, path: str, with_query: str, protocol: Any) -> None:
         if path != self._metrics_path:

@@ -4,6 +4,9 @@ Names, labels and buckets are those of util.cc, batching_util.h, request_logger.
 tensorflow/serving, so that dashboards made for it go on working. Three things are better here: sums keep all their
 digits (there it is six), a value on the limit of a bucket is in that bucket, which is what Prometheus means by "le",
 and there is the start of the process, without which a restart looks like a gap.
+
+What TensorFlow Serving does not count stands under a name of our own: requests by version and by the arm of a split,
+and whether what an arm had answered was any good.
 """
 
 from __future__ import annotations
@@ -22,10 +25,11 @@ Api = Literal["", "predict", "classify", "regress", "Predict", "Classify", "Regr
 Entrypoint = Literal["REST", "GRPC"]
 
 MOST = 100
-"""Version directories and sizes of batches that are kept apart, the latest: a model that is exported every minute, or
-a client that sends batches of every size, would fill memory otherwise."""
+"""Versions, version directories and sizes of batches that are kept apart, the latest: a model that is exported every
+minute, or a client that sends batches of every size, would fill memory otherwise."""
 
 _NAMESPACE = ":tensorflow:serving:"
+_OURS = ":tfdeploy:serving:"
 
 Labels = tuple[str, ...]
 _Cell = list[float]
@@ -93,6 +97,17 @@ class _Metric:
         yield f"{self.name}_count{{{','.join(labels)}}} {total:.0f}"
 
 
+class _Answers:
+    """What one version answered as one arm: requests by status, their latencies, and when it was last asked."""
+
+    __slots__ = ("last", "latency", "requests")
+
+    def __init__(self) -> None:
+        self.requests: dict[str, int] = {}
+        self.latency: _Cell = [0] * (len(_LATENCY) + 2)
+        self.last = 0
+
+
 def _escaped(value: str) -> str:
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
@@ -112,6 +127,9 @@ class Monitoring:
         self._served: set[str] = set()
         self._process = psutil.Process()
         self._metrics: list[_Metric] = []
+        self._answers: dict[tuple[str, int | None, str], _Answers] = {}
+        self._splits: dict[str, object] = {}
+        self._asked = 0
         new = self._new
         self._requests = new("request_count", "Requests by outcome.", "model_name", "status")
         self._latency = new(
@@ -158,11 +176,55 @@ class Monitoring:
             most=MOST,
         )
 
+        by_version = ("model_name", "version", "arm")
+        self._version_requests = new(
+            "version_request_count", "Requests by who answered and outcome.", *by_version, "status", namespace=_OURS
+        )
+        self._version_latency = new(
+            "version_request_latency",
+            "Microseconds from a request to its answer, by who answered.",
+            *by_version,
+            limits=_LATENCY,
+            namespace=_OURS,
+        )
+        self._outcomes = new(
+            "arm_outcome_count",
+            "What clients told of the answers of an arm.",
+            "model_name",
+            "arm",
+            "outcome",
+            namespace=_OURS,
+        )
+
     def served(self, model: str) -> None:
         """Count requests for this model under its name from now on."""
         self._served.add(model)
 
-    def request(self, model: str, status: str, api: Api, entrypoint: Entrypoint, microseconds: float) -> None:
+    def split(self, model: str, split: object) -> None:
+        """Count what the arms of a model answer for this split from now on, beginning at zero.
+
+        Args:
+            model: What clients ask for.
+            split: What its requests come with; those of the split before count for no arm any more.
+        """
+        with self._lock:
+            self._served.add(model)
+            self._splits[model] = split
+            self._answers = {key: each for key, each in self._answers.items() if key[0] != model or not key[2]}
+            for key in [key for key in self._outcomes.cells if key[0] == model]:
+                del self._outcomes.cells[key]
+
+    def request(
+        self,
+        model: str,
+        status: str,
+        api: Api,
+        entrypoint: Entrypoint,
+        microseconds: float,
+        version: int | None = None,
+        arm: str = "",
+        split: object = None,
+    ) -> None:
         """Count a request; its latency too, where it was answered.
 
         Args:
@@ -171,11 +233,42 @@ class Monitoring:
             api: What it asked for.
             entrypoint: Where it came in.
             microseconds: From its arrival to its answer.
+            version: Of the servable that answered; None where none did.
+            arm: What that is of the split.
+            split: What was in force when the request came; None where nothing was.
         """
         with self._lock:
             self._by_model(self._requests, (model, status))[0] += 1
             if status == "OK":
                 self._latency.add(self._by_model(self._latency, (model, api, entrypoint)), microseconds)
+            if not api:
+                return
+            if split is not None and self._splits.get(model) is not split:
+                arm = ""
+            self._asked += 1
+            answers = self._answers.get((model, version, arm)) or self._new_answers(model, version, arm)
+            answers.last = self._asked
+            answers.requests[status] = answers.requests.get(status, 0) + 1
+            if status == "OK":
+                self._version_latency.add(answers.latency, microseconds)
+
+    def outcomes(self, model: str, split: object, counts: Mapping[tuple[str, str], int]) -> bool:
+        """Count what clients tell of the answers of a split's arms.
+
+        Args:
+            model: What they had asked for.
+            split: The split.
+            counts: The name of an arm, and "success" or "failure" -> how many.
+
+        Returns:
+            Whether it was counted; nothing is when another split has begun.
+        """
+        with self._lock:
+            if self._splits.get(model) is not split:
+                return False
+            for (arm, outcome), count in counts.items():
+                self._outcomes.cell((model, arm, outcome))[0] += count
+            return True
 
     def ran(self, model: str, api: Api, runtime: str, microseconds: float) -> None:
         """Note how long TensorFlow took.
@@ -235,15 +328,43 @@ class Monitoring:
     def text(self) -> bytes:
         """Return everything counted so far in Prometheus' text format, UTF-8."""
         with self._lock:
+            self._fill_by_version()
             seen = [(metric, {key: list(cell) for key, cell in metric.cells.items()}) for metric in self._metrics]
         lines = [line for metric, cells in seen for line in metric.lines(cells)]
         return ("\n".join([*lines, *self._process_lines()]) + "\n").encode()
 
     def _new(
-        self, name: str, meaning: str, *labels: str, limits: tuple[float, ...] = (), most: int | None = None
+        self,
+        name: str,
+        meaning: str,
+        *labels: str,
+        limits: tuple[float, ...] = (),
+        most: int | None = None,
+        namespace: str = _NAMESPACE,
     ) -> _Metric:
-        self._metrics.append(_Metric(_NAMESPACE + name, meaning, labels, limits, most))
+        self._metrics.append(_Metric(namespace + name, meaning, labels, limits, most))
         return self._metrics[-1]
+
+    def _new_answers(self, model: str, version: int | None, arm: str) -> _Answers:
+        """Return what there is of a model under the name that counts, made where there is none; needs the lock."""
+        key = (model if model in self._served else "", version, arm)
+        found = self._answers.get(key)
+        if found is None:
+            if len(self._answers) >= MOST:
+                del self._answers[min(self._answers, key=lambda each: self._answers[each].last)]
+            found = self._answers[key] = _Answers()
+        return found
+
+    def _fill_by_version(self) -> None:
+        """Put what versions answered into the cells of its metrics; needs the lock."""
+        requests, latency = self._version_requests.cells, self._version_latency.cells
+        requests.clear()
+        latency.clear()
+        for (model, version, arm), answers in self._answers.items():
+            labels = (model, "" if version is None else str(version), arm)
+            requests.update(((*labels, status), [count]) for status, count in answers.requests.items())
+            if "OK" in answers.requests:
+                latency[labels] = answers.latency
 
     def _by_model(self, metric: _Metric, key: Labels) -> _Cell:
         """Return the cell of label values that begin with a model's name; needs the lock."""

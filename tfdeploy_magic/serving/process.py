@@ -1,4 +1,4 @@
-"""A model server in a process of its own, which a kernel starts, asks to look for versions, and outlives its cells.
+"""A model server in a process of its own, which a kernel starts and which outlives its cells.
 
 It is a worker (``tfdeploy_magic.jobs``): forked with TensorFlow imported, deaf to the stop button, and gone with its
 kernel, whatever ended that. The tasks here are what the kernel asks it; clients use the doors that it opened.
@@ -11,9 +11,9 @@ import signal
 import threading
 from typing import Any
 
-from tfdeploy_magic.errors import VersionFailed
 from tfdeploy_magic.jobs import Report
 from tfdeploy_magic.serving import flags
+from tfdeploy_magic.serving.lineup import Arm
 from tfdeploy_magic.serving.server import ModelServer
 
 _servers: dict[str, ModelServer] = {}
@@ -45,24 +45,20 @@ def start_task(report: Report, argv: list[str], kernel: int, devices: str | None
     return {"pid": os.getpid(), "url": server.url, "grpc": server.grpc_address, "notes": list(options.notes)}
 
 
-def load_task(report: Report, model: str, version: int, seconds: float) -> None:
-    """Look for a version that has just been written, and return when it is served; a job's entry.
+def route_task(report: Report, routes: dict[str, list[dict[str, Any]]], server: str | None = None) -> None:
+    """Split the requests of models among arms, and those of others as before; a job's entry.
+
+    Args:
+        report: Told of the progress.
+        routes: The arms of each model, as ``dataclasses.asdict`` has them; where there are none, it is not split.
+        server: The name that the server was started with; may be left out where this process has one only.
 
     Raises:
-        VersionFailed: It cannot be loaded, or not within that time; what was served still is.
+        InputError: Shares do not add up to 1, or two arms are called alike; all is as it was.
     """
-    report.stage(f"loading version {version}")
-    models = _servers[model].models
-    models.look()
-    found = models.wait_for(model, version, seconds)
-    if found is not None and found.problem is None:
-        return
-    raise VersionFailed(
-        f"version {version} of {model} is not served",
-        found=str(found.problem) if found and found.problem else f"nothing after {seconds:g} s",
-        wanted="a version that this server can load",
-        cure="The version before it is still served. Export the model again.",
-    )
+    report.stage("splitting the requests")
+    name = server if server is not None else next(iter(_servers))
+    _servers[name].route({model: [Arm(**arm) for arm in arms] for model, arms in routes.items()})
 
 
 def stop_task(report: Report, model: str) -> None:

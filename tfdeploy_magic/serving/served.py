@@ -24,9 +24,10 @@ class Served:
         findings: What was noticed while it was exported and started.
         request: The body of a request as JSON, for the examples; None where there is none at hand.
         request_file: Where a body lies that is too long to be shown.
-        in_kernel: Whether the server runs in the kernel's own process.
+        ends: Where the server runs and when it ends, in words.
         replaced: The version that it took over from; None where it is the first.
         lite: The signatures of the .tflite that is served, with scales and zero points; None of a SavedModel.
+        signatures: What it takes and gives, by the keys of its signatures.
     """
 
     version: int
@@ -39,6 +40,7 @@ class Served:
     findings: tuple[Finding, ...] = ()
     request: str | None = None
     request_file: str | None = None
-    in_kernel: bool = False
+    ends: str = ""
     replaced: int | None = None
     lite: Mapping[str, Signature] | None = None
+    signatures: Mapping[str, Signature] = field(default_factory=dict)

@@ -11,7 +11,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ from tfdeploy_magic.serving import configs, inference, services, state, warmup
 from tfdeploy_magic.serving.calls import Call
 from tfdeploy_magic.serving.flags import ServerOptions
 from tfdeploy_magic.serving.http import HttpDoor, check_port, free_port
+from tfdeploy_magic.serving.lineup import Arm
 from tfdeploy_magic.serving.models import ModelManager
 from tfdeploy_magic.serving.monitoring import Monitoring
 from tfdeploy_magic.serving.request_log import RequestLog
 from tfdeploy_magic.serving.rest import RestApi
+from tfdeploy_magic.serving.router import Router, Routing
 from tfdeploy_magic.serving.servable import LoadedVersion, Settings
 from tfdeploy_magic.serving.status import Refusal
 from tfdeploy_magic.sources.native import native_stderr_to
@@ -56,6 +58,7 @@ class ModelServer:
     def __init__(self, options: ServerOptions, *, kernel: int | None = None) -> None:
         self.options = options
         self.monitoring = Monitoring()
+        self.router = Router(lambda split: self.monitoring.split(split.model, split))
         self._config = _config_of(options)
         self._settings = _settings(options)
         self._monitored = _monitored(options)
@@ -108,6 +111,18 @@ class ModelServer:
             if self._noted is not None:
                 self._note()
 
+    def route(self, routes: Mapping[str, Sequence[Arm]]) -> None:
+        """Split the requests of these models among these arms from now on, and those of others as before.
+
+        Args:
+            routes: The arms of each model; where there are none, it is not split any longer.
+
+        Raises:
+            InputError: Shares do not add up to 1, or two arms are called alike; all is as it was.
+        """
+        with self._reloading:
+            self.router.set({**self.router.routes, **routes})
+
     def stop(self) -> None:
         """Stop listening, answer what has been asked, and unload everything."""
         self._stopping.set()
@@ -159,6 +174,8 @@ class ModelServer:
         api = RestApi(
             self.models,
             observe=functools.partial(self._observe, "REST"),
+            router=self.router,
+            count=lambda split, outcomes: self.monitoring.outcomes(split.model, split, outcomes),
             check_method_names=options.enable_signature_method_name_check,
             timeout=options.rest_api_timeout_in_ms / 1000,
             record=self._record,
@@ -191,6 +208,7 @@ class ModelServer:
             tensor_content=options.enable_serialization_as_tensor_content,
             health=options.enable_grpc_healthcheck_service,
             profiler=options.enable_profiler,
+            router=self.router,
             observe=functools.partial(self._observe, "GRPC"),
             record=self._log.record if self._log is not None else None,
         )
@@ -262,8 +280,10 @@ class ModelServer:
                 spent = (time.perf_counter() - began) * 1e6
                 self.monitoring.warmed_up(str(loaded.path), status, spent, len(logs))
 
-    def _observe(self, door: Any, api: Any, model: str, status: str, microseconds: float, examples: int) -> None:
-        self.monitoring.request(model, status, api, door, microseconds)
+    def _observe(
+        self, door: Any, api: Any, model: str, status: str, microseconds: float, examples: int, routing: Routing
+    ) -> None:
+        self.monitoring.request(model, status, api, door, microseconds, routing.version, routing.arm, routing.split)
         if examples and status == "OK":
             self.monitoring.examples(model, examples)
 

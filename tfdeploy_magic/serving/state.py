@@ -22,6 +22,12 @@ from tfdeploy_magic.errors import ServingError
 STOP_SECONDS = 5.0
 """How long a server may take to end by itself."""
 
+CONTAINER_STOP_SECONDS = 30.0
+"""How long it may take to end a container: the engine is asked, and waits for it."""
+
+EMBEDDED = "embedded"
+"""The backend that is a process of its own."""
+
 
 @dataclass(frozen=True)
 class RunningServer:
@@ -36,6 +42,8 @@ class RunningServer:
         base_paths: Model -> where its versions are.
         kernel: The process whose end it ends with; None when it was started by hand.
         started: When, seconds since 1970.
+        backend: What it runs in, "embedded" or "docker".
+        container: The id of its container, whose guard is its process; None where it is none.
     """
 
     pid: int
@@ -46,6 +54,8 @@ class RunningServer:
     base_paths: dict[str, str]
     kernel: int | None
     started: float
+    backend: str = EMBEDDED
+    container: str | None = None
 
     @property
     def alive(self) -> bool:
@@ -57,7 +67,7 @@ class RunningServer:
         return f"{self.url}/v1/models/{model}"
 
     def stop(self) -> None:
-        """End it: politely, and after :data:`STOP_SECONDS` by force.
+        """End it: politely, and by force after :data:`STOP_SECONDS`, or :data:`CONTAINER_STOP_SECONDS`.
 
         Raises:
             ServingError: It is part of a kernel, which would end with it.
@@ -75,7 +85,7 @@ class RunningServer:
             process = psutil.Process(self.pid)
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(STOP_SECONDS)
+                process.wait(STOP_SECONDS if self.container is None else CONTAINER_STOP_SECONDS)
             except psutil.TimeoutExpired:
                 process.kill()
                 process.wait(STOP_SECONDS)
@@ -100,13 +110,21 @@ def folder() -> Path:
 
 
 def note(
-    models: tuple[str, ...], url: str | None, grpc: str | None, base_paths: dict[str, str], kernel: int | None = None
+    models: tuple[str, ...],
+    url: str | None,
+    grpc: str | None,
+    base_paths: dict[str, str],
+    kernel: int | None = None,
+    backend: str = EMBEDDED,
+    container: str | None = None,
 ) -> Path:
     """Write down that this process serves, and return where; that file goes when the server does."""
     process = psutil.Process()
     running = RunningServer(
-        process.pid, process.create_time(), models, url, grpc, base_paths, kernel, time.time()
-    )  # fmt: skip
+        *(process.pid, process.create_time(), models, url, grpc, base_paths, kernel, time.time()),
+        backend=backend,
+        container=container,
+    )
     path = folder() / f"{process.pid}-{secrets.token_hex(4)}.json"
     partial = path.with_name(f".{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)

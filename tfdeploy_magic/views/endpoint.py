@@ -8,16 +8,21 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfdeploy_magic.artifacts.evidence import Finding
 from tfdeploy_magic.artifacts.signature import DEFAULT_SIGNATURE, UNKNOWN_RANK, Signature, TensorSpec
 from tfdeploy_magic.serving.calls import VersionStatus
 from tfdeploy_magic.serving.client import Metrics
+from tfdeploy_magic.serving.lineup import STABLE
+from tfdeploy_magic.serving.sequential import ArmSeen, judge
 from tfdeploy_magic.serving.served import Served
+from tfdeploy_magic.views import container, split, words
 from tfdeploy_magic.views import html as pieces
-from tfdeploy_magic.views import words
 from tfdeploy_magic.views.html import escape
+
+if TYPE_CHECKING:
+    from tfdeploy_magic.serving.containers import ContainerSeen
 
 LONG = 400
 """Characters of a request that a line of curl still shows."""
@@ -34,6 +39,10 @@ class Seen:
         states: Its versions, newest first; none where the server did not answer.
         metrics: What it has counted; None where it did not say.
         signatures: What the model takes and gives.
+        asked: The version that is asked here; None for the one that answers those who name none.
+        labels: Label -> version, as far as this process knows them.
+        arms: Who answers requests that name no version, and what was counted of each; nobody where they are not split.
+        container: The container that it runs in; None where it runs in none.
     """
 
     name: str
@@ -42,11 +51,21 @@ class Seen:
     states: Sequence[VersionStatus] = ()
     metrics: Metrics | None = None
     signatures: Mapping[str, Signature] = field(default_factory=dict)
+    asked: int | None = None
+    labels: Mapping[str, int] = field(default_factory=dict)
+    arms: tuple[ArmSeen, ...] = ()
+    container: ContainerSeen | None = None
 
     @property
     def version(self) -> int | None:
         """The version that answers; None where none does."""
-        return next((state.version for state in self.states if state.state == "AVAILABLE"), None)
+        there = (state.version for state in self.states if state.state == "AVAILABLE")
+        return next((number for number in there if self.asked in (None, number)), None)
+
+    @property
+    def split(self) -> bool:
+        """Whether requests to this address are split."""
+        return len(self.arms) > 1 and self.asked is None
 
 
 def mimebundle(seen: Seen, served: Served | None) -> dict[str, str]:
@@ -71,12 +90,14 @@ def html(seen: Seen, served: Served | None) -> str:
         (
             pieces.heading(_said(seen), f"{what}<strong>{escape(seen.url)}</strong>"),
             pieces.table(*_parity(served)) if served and served.parity else "",
+            *_split(seen),
             *map(pieces.finding, _findings(seen, served)),
             pieces.facts(_facts(seen, served)),
             pieces.following(_next(seen)),
             pieces.folded("curl", pieces.preformatted(curl(seen, served))) if seen.signatures else "",
             pieces.folded("Python", pieces.preformatted(python(seen, served))) if seen.signatures else "",
-            pieces.folded("versions and more", pieces.table(*_versions(seen.states)) + more) if seen.states else "",
+            pieces.folded("versions and more", pieces.table(*_versions(seen)) + more) if seen.states else "",
+            container.log(seen.container) if seen.container is not None else "",
         ),
     )
 
@@ -86,10 +107,14 @@ def text(seen: Seen, served: Served | None) -> str:
     lines = [f"{_said(seen)}: {f'{served.source} → ' if served else ''}{seen.url}"]
     if served and served.parity:
         lines += ["", *pieces.plain_table(_parity(served))]
+    if seen.split:
+        judged = judge(seen.arms)
+        lines += ["", *pieces.plain_table(split.rows(seen.arms, judged)), f"  {split.sentence(judged)}"]
     lines += [*pieces.plain_findings(_findings(seen, served)), ""]
     lines += pieces.plain_facts([*_facts(seen, served), *_more(seen, served)])
     if len(seen.states) > 1:
-        lines += ["", *pieces.plain_table(_versions(seen.states))]
+        lines += ["", *pieces.plain_table(_versions(seen))]
+    lines += container.plain_log(seen.container) if seen.container is not None else ()
     if seen.signatures:
         lines += ["", *(f"  {line}" for line in curl(seen, served).splitlines())]
     lines += ["", f"  next: {_next(seen)}"]
@@ -187,9 +212,27 @@ def _in_python(path: Path) -> str:
     return f"os.path.expanduser({inside!r})" if inside.startswith("~/") else repr(inside)
 
 
+def _split(seen: Seen) -> Iterator[str]:
+    """Yield the arms of a split, and what their counts show: in a table, a sentence and a figure."""
+    if not seen.split:
+        return
+    judged = judge(seen.arms)
+    yield pieces.table(*split.rows(seen.arms, judged))
+    yield pieces.sentence(split.sentence(judged))
+    if any(arm.outcomes.total or arm.errors.failures for arm in seen.arms):
+        from tfdeploy_magic.views import split_figures  # most cards have no figure, and matplotlib takes its time
+
+        drawn = pieces.picture(split_figures.figure(seen.arms, judged), split.alternative(seen.arms, judged))
+        yield pieces.folded("how sure that is", drawn + pieces.sentence(f"Evidence is {split.METHOD}."))
+
+
 def _said(seen: Seen) -> str:
     if not seen.states:
         return "✗ not answering"
+    if seen.split:
+        return f"✓ requests are split: {' / '.join(f'{arm.name} {100 * arm.share:.4g}%' for arm in seen.arms)}"
+    if len(seen.arms) == 1 and seen.asked is None:
+        return f"✓ {seen.arms[0].name} answers for {seen.name}"
     return f"✓ serving version {seen.version}" if seen.version is not None else f"– {seen.states[0].state.lower()}"
 
 
@@ -224,9 +267,25 @@ def _findings(seen: Seen, served: Served | None) -> tuple[Finding, ...]:
         for state in seen.states
         if state.problem is not None
     ]
+    found += _unlabelled(seen)
     for findings in (served.findings, *(evidence.findings for evidence in served.parity.values())) if served else ():
         found += findings
     return tuple(dict.fromkeys(found))
+
+
+def _unlabelled(seen: Seen) -> Iterator[Finding]:
+    """Yield that another version than the stable one answers those who name none."""
+    highest = next((state.version for state in seen.states if state.state == "AVAILABLE"), None)
+    stable = seen.labels.get(STABLE)
+    if stable is not None and highest not in (None, stable) and not seen.arms:
+        model_url = seen.url.partition("/labels/")[0].partition("/versions/")[0]
+        yield Finding(
+            "warning",
+            "unlabelled",
+            f"who names no label is answered by version {highest}, the highest, as TensorFlow Serving has it",
+            f"Ask {model_url}/labels/{STABLE} for version {stable}"
+            + ("." if seen.container is not None else f", or split: %serve --route {seen.name} 90/10."),
+        )
 
 
 def _facts(seen: Seen, served: Served | None) -> Iterator[tuple[str, str]]:
@@ -236,13 +295,17 @@ def _facts(seen: Seen, served: Served | None) -> Iterator[tuple[str, str]]:
         yield "scales", f"{scales}; endpoint.predict takes and gives real numbers, other clients do this themselves"
     if served is not None and served.tested:
         yield "compared", f"on {served.tested}, asked through the server"
+    if seen.labels:
+        yield "labels", ", ".join(f"{label}: version {number}" for label, number in sorted(seen.labels.items()))
     if seen.grpc:
         yield "gRPC", seen.grpc
     if seen.metrics is not None:
         yield "requests", _counted(seen.metrics)
     if served is not None:
-        ends = "this kernel's own process" if served.in_kernel else "a process of its own, which ends with this kernel"
-        yield "server", ends if served.replaced is None else f"{ends}; took over from version {served.replaced}"
+        took_over = f"; took over from version {served.replaced}" if served.replaced is not None else ""
+        yield "server", f"{served.ends}{took_over}"
+    if seen.container is not None:
+        yield from container.facts(seen.container)
 
 
 def _more(seen: Seen, served: Served | None) -> Iterator[tuple[str, str]]:
@@ -281,16 +344,19 @@ def _counted(metrics: Metrics) -> str:
     return f"{counts}; in the server p50 {p50}, p95 {p95}, p99 {p99}"
 
 
-def _versions(states: Sequence[VersionStatus]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [("version", "state", "")]
-    rows += [
-        (str(state.version), state.state, str(state.problem) if state.problem is not None else "") for state in states
-    ]
+def _versions(seen: Seen) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("version", "state", "label", "")]
+    for state in seen.states:
+        labels = ", ".join(label for label, number in sorted(seen.labels.items()) if number == state.version)
+        rows.append((str(state.version), state.state, labels, str(state.problem) if state.problem is not None else ""))
     return rows
 
 
 def _next(seen: Seen) -> str:
     if seen.version is None:
         return "%serve --list"
+    if seen.split:
+        better = judge(seen.arms).better
+        return f"%serve --promote {seen.name}" + (f" {shlex.quote(better)}" if better is not None else "")
     key = _key(seen) if seen.signatures else DEFAULT_SIGNATURE
     return f"%loadtest {seen.url}" + ("" if key == DEFAULT_SIGNATURE else f" --signature {shlex.quote(key)}")

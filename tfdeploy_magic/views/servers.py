@@ -15,20 +15,20 @@ class Row:
 
     Args:
         model: Its name.
-        state: "version 2", or what is wrong.
+        state: "version 2", and below it labels and shares; or what is wrong.
         url: Its REST address.
         grpc: The address of gRPC; empty where there is none.
         requests: How many it has had, as text.
-        owner: "this kernel", "the kernel 4711" or "process 4712".
+        owner: "this kernel", "the kernel 4711" or "process 4712"; below it the container.
         started: When, seconds since 1970.
     """
 
     model: str
-    state: str
+    state: pieces.Cell
     url: str
     grpc: str
     requests: str
-    owner: str
+    owner: pieces.Cell
     started: float
 
 
