@@ -15,7 +15,7 @@ from tests.notebook.kernels import Kernel, kernel, two_lines
 from tests.serving.saved_models import half_plus_two
 from tfdeploy_magic.notebook import live
 
-SECONDS = 60.0
+SECONDS = 30.0
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PNG = b"\x89PNG\r\n"
 
@@ -154,7 +154,9 @@ def test_its_button_stops_it_while_a_cell_runs_and_the_last_picture_stays(watche
 def test_a_widget_that_is_closed_ends_it(watched: Page, closed: str) -> None:
     shown = watched.last
     if closed == "by the page":
-        watched.send("comm_close", watched.model("VBoxModel"), {})
+        box = watched.model("VBoxModel")
+        watched.send("comm_close", box, {})
+        del watched.states[box]
     else:
         watched.run("import ipywidgets; ipywidgets.Widget.close_all()")
     watched.read_until(lambda: "it was stopped" in watched.shown[shown]["text/plain"])
@@ -219,9 +221,8 @@ def test_an_error_is_two_lines_that_say_what_to_type(page: Page) -> None:
     ids=["a terminal", "no request", "nbconvert"],
 )
 def test_nothing_is_shown_live_where_nobody_sees_it(shell: Any) -> None:
-    result = SimpleNamespace()
-    result.__class__ = type("Changing", (SimpleNamespace,), {"__tfdeploy_live__": True})
-    assert not live.show(result, shell, None)
+    changing: Any = type("Changing", (), {"__tfdeploy_live__": True})()
+    assert not live.show(changing, shell, None)
 
 
 def test_without_ipywidgets_the_card_stands_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -802,6 +802,7 @@ def test_an_arm_may_be_another_model(saved_models: SavedModels, base: Path, newe
     with started(*serving(base)) as (server, ask), asked_by_grpc(server) as to:
         reload(to, listed(entry("half", base), entry("other", other)))
         server.route({"half": (Arm("half", 0.5, "half"), Arm("other", 0.5, "other"))})
+        server.route({"other": ()})  # of one model, the others' splits go on
         assert {by_rest(ask) for _ in range(40)} == {("half", 2.5), ("other", 4.5)}
         assert ask.post("/v1/models/other:predict", ROWS).headers.get("x-tfdeploy-arm") is None
         rows = {(row.arm, row.version): row.requests["OK"] for row in counted(server)}

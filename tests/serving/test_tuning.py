@@ -97,8 +97,18 @@ def test_what_is_over_the_target_is_not_climbed_to_however_much_it_answers() -> 
     assert (best.max_batch_size, best.batch_timeout_micros) == (32, 1000)
 
 
+def test_batches_that_pay_off_only_one_at_a_time_are_found_where_the_defaults_miss_the_target() -> None:
+    fake = Fake(
+        rate=lambda settings: 900.0 if settings.max_batch_size else 200.0,
+        p99=lambda settings: (
+            210.0 if settings.max_batch_size is None else 60.0 + 300 * (settings.num_batch_threads > 1)
+        ),
+    )
+    assert best_of(fake.search(Grid(32, cpus=2)), 100.0).settings == Settings(32, num_batch_threads=1)
+
+
 def test_where_nothing_keeps_the_target_the_quickest_is_the_best() -> None:
-    fake = Fake(rate=lambda settings: 1000.0 / (1 + settings.num_batch_threads), p99=lambda settings: 30.0 - (
+    fake = Fake(rate=lambda settings: 1000.0, p99=lambda settings: 30.0 - (
         settings.intra_op_parallelism == 1) - 2 * (settings.max_batch_size == 4))  # fmt: skip
     trials = fake.search(Grid(8, cpus=2))
     assert not any(trial.meets(20.0) for trial in trials)

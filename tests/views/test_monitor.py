@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.views.test_card import Tags
 from tfdeploy_magic.serving.client import Client
-from tfdeploy_magic.serving.history import History, Interval, Tally, Who
+from tfdeploy_magic.serving.history import STOPPED, History, Interval, Tally, Who
 from tfdeploy_magic.views import html as pieces
 from tfdeploy_magic.views import monitor as view
 from tfdeploy_magic.views import monitor_figures
@@ -151,6 +151,12 @@ def test_a_server_that_does_not_answer_is_said_to_be_silent() -> None:
     assert re.search(r"watched +until \d\d:\d\d:\d\d: the server was stopped", over)
 
 
+def test_what_is_next_depends_on_how_it_ended() -> None:
+    assert both(WELL)[0].endswith(f"next: %loadtest {URL}")
+    assert both(WELL, ended="its time was over")[0].endswith(f"next: %monitor {URL}")
+    assert both(WELL, ended=STOPPED)[0].endswith("next: %serve --list")
+
+
 def test_no_requests_are_no_failure() -> None:
     plain, _ = both(IDLE)
     assert plain.startswith("· no requests now: digits")
@@ -237,6 +243,7 @@ def test_errors_have_a_colour_and_a_mark_of_their_own() -> None:
     assert {each.get_marker() for each in crosses} == {"x"}
     assert list(crosses[2].get_ydata()) == [3.0] * 4
     assert list(errors) == ["✗ canary (4)"]
+    assert made._panels[0]._ends[len(COLORS) + 1] == 0, "there are none any more"
     assert errors["✗ canary (4)"].get_color() == rates["canary (4)"].get_color()
     assert made._panels[2]._title.get_text() == "✗ errors/s"
     assert drawn(WELL)._panels[2]._title.get_text() == "no errors"

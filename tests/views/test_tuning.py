@@ -55,7 +55,7 @@ TRIALS = tried(
     (Settings(8), 900, 24),
     (Settings(128), 1140, 17),
     (Settings(32, intra_op_parallelism=1), 1300, 15),
-    (Settings(32, num_batch_threads=1, intra_op_parallelism=1), 1210, 31),
+    (Settings(32, num_batch_threads=2, intra_op_parallelism=1), 1210, 31),
     (Settings(32, num_batch_threads=4, intra_op_parallelism=1), 1250, 12),
     (Settings(32, 500, 2, 1), 1320, 17),
     (BEST, 1340, 17.4),

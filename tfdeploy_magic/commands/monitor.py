@@ -181,6 +181,7 @@ class Monitor:
     def _over(self) -> str | None:
         """Return why it ends now."""
         from tfdeploy_magic.serving import hosting
+        from tfdeploy_magic.serving.history import STOPPED
 
         if self._asked_to_end.is_set():
             return "it was stopped"
@@ -189,9 +190,9 @@ class Monitor:
         if self._host is not None:
             gone = hosting.hosts.get(self._host.name) is not self._host
             gone = gone or (self.history.problem is not None and not self._host.alive)
-            return "the server was stopped" if gone else None
+            return STOPPED if gone else None
         if self._server is not None and self.history.problem is not None and not self._server.alive:
-            return "the server was stopped"
+            return STOPPED
         return None
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tfdeploy_magic.artifacts import store
 from tfdeploy_magic.artifacts.evidence import Finding
@@ -45,6 +45,8 @@ LAUNCH_SECONDS = 0.4
 
 _UNITS = {"": 1.0, "ms": 1.0, "s": 1000.0, "us": 0.001, "µs": 0.001}
 
+_NOT_SAID: Any = None  # a value that a line may leave out, so that what is missing is said in words
+
 
 class Tune(LoadOptions):
     """Find the batch size, timeout, threads and workers with which a model answers most requests within a target.
@@ -53,12 +55,21 @@ class Tune(LoadOptions):
     defaults once more, and the batching parameters are written where they gain something.
     """
 
-    p99: int | float = Field(description="what 99 of 100 answers are to keep within: 20ms, 0.02s, or 20 for ms")
+    p99: int | float = Field(
+        _NOT_SAID, description="what 99 of 100 answers are to keep within: 20ms, 0.02s, or 20 for ms"
+    )
     seconds: float = Field(60.0, ge=1, le=3600, description="how long all of it takes, about")
     output: Annotated[Path | None, OnTheLine(short="-o")] = Field(
         None, description="where the batching parameters go; NAME-batching.pbtxt when left out"
     )
     force: bool = Field(False, description="replace an existing file")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_target(cls, values: Any) -> Any:
+        if values.get("p99") is None:
+            raise ValueError("say what 99 of 100 answers are to keep within: --p99 20ms")
+        return values
 
     @field_validator("p99", mode="before")
     @classmethod

@@ -105,7 +105,9 @@ class _View:
         self._picture.draw(seen.history)
         self._handle.update(view.mimebundle(seen, self._picture.png()), raw=True)
         for widget in (self._box, self._numbers, self._image, self._button):
-            widget.close()
+            for part in (widget, widget.layout, getattr(widget, "style", None)):
+                if part is not None:
+                    part.close()
 
     def _stop(self, *_: object) -> None:
         # It may be called by any thread, and while a cell runs: it only says so.

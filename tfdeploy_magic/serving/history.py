@@ -23,6 +23,9 @@ Who = tuple[int | None, str]
 Counters = Mapping[tuple[str, str], float]
 """("status", "OK") -> requests, ("le", "10") -> answers within 10 µs, ("aside", "") -> answers about itself."""
 
+STOPPED = "the server was stopped"
+"""Why a model is watched no longer, where that is its server's end."""
+
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _OURS, _THEIRS = ":tfdeploy:serving:version_", ":tensorflow:serving:"
 

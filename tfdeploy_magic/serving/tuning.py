@@ -46,14 +46,14 @@ class Settings:
         max_batch_size: Rows of a batch at the most; None for no batching parameters: our own server then puts together
             what waits anyway, and TensorFlow Serving nothing.
         batch_timeout_micros: How long the first call of a batch waits for others.
-        num_batch_threads: Batches that run at once.
+        num_batch_threads: Batches that run at once; the search begins with one, since on a CPU two share its cores.
         intra_op_parallelism: Threads within an operation; 0 for TensorFlow's choice.
         inter_op_parallelism: Operations that run at once; 0 for TensorFlow's choice.
     """
 
     max_batch_size: int | None = None
     batch_timeout_micros: int = 0
-    num_batch_threads: int = _CPUS
+    num_batch_threads: int = 1
     intra_op_parallelism: int = 0
     inter_op_parallelism: int = 0
 

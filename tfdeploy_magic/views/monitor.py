@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfdeploy_magic.artifacts.evidence import Finding
-from tfdeploy_magic.serving.history import History, Interval, Tally
+from tfdeploy_magic.serving.history import STOPPED, History, Interval, Tally
 from tfdeploy_magic.views import html as pieces
 from tfdeploy_magic.views import words
 from tfdeploy_magic.views.html import escape
@@ -204,7 +204,7 @@ def _facts(watched: Watched) -> Iterator[tuple[str, str]]:
 
 
 def _next(watched: Watched) -> str:
-    if watched.history.problem is not None:
+    if watched.history.problem is not None or watched.ended == STOPPED:
         return "%serve --list"
     return f"%monitor {watched.url}" if watched.ended is not None else f"%loadtest {watched.url}"
 

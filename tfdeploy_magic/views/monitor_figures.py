@@ -145,7 +145,7 @@ class Picture:
             panel.draw(place, name, seen, [tally.asked / one.seconds for one, tally in _both(seen, tallies)])
         failed = [interval.model.failed / interval.seconds for interval in seen]
         if any(failed):
-            panel.draw(len(COLORS) + 1, "✗ errors", seen, [value or math.nan for value in failed])
+            panel.draw(len(COLORS) + 1, "✗ errors", seen, [value or math.nan for value in failed], failed[-1])
             panel.cross([(one, value) for one, value in _both(seen, failed) if value], _ERROR)
         panel.rates()
 
@@ -228,8 +228,18 @@ class _Panel:
             name.set_text("")
             lead.set_visible(False)
 
-    def draw(self, place: int, name: str, seen: Sequence[Interval], values: Sequence[float]) -> None:
-        """Draw a line, each value for as long as its interval; it is broken where something is missing."""
+    def draw(
+        self, place: int, name: str, seen: Sequence[Interval], values: Sequence[float], end: float | None = None
+    ) -> None:
+        """Draw a line, each value for as long as its interval; it is broken where something is missing.
+
+        Args:
+            place: Which of the lines.
+            name: What it is called.
+            seen: When each value was.
+            values: NaN where there is none.
+            end: The value that its name stands at; the last one when left out.
+        """
         x: list[float] = []
         y: list[float] = []
         for interval, value in _both(seen, values):
@@ -242,7 +252,7 @@ class _Panel:
         self._names[place].set_text(_drawable(name))
         known = [value for value in values if math.isfinite(value)]
         self._values += known
-        self._ends[place] = known[-1] if known else 0.0
+        self._ends[place] = end if end is not None else known[-1] if known else 0.0
 
     def cross(self, found: Sequence[tuple[Interval, float]], color: str) -> None:
         """Mark values by a cross each."""

@@ -10,8 +10,8 @@ from tfdeploy_magic.views import html as pieces
 from tfdeploy_magic.views import words
 
 METHOD = (
-    "an e-value: what is not different reaches the evidence needed in 5% of splits at most, however often one looks "
-    "and whatever the shares, all comparisons together; intervals hold at every look at once, each with 95%"
+    "an e-value: where no arm differs from the first, it reaches what is needed in 5% of splits at most, however often "
+    "one looks and whatever the shares; each interval holds at all looks at once in 95%"
 )
 """What evidence and intervals are."""
 
@@ -33,8 +33,8 @@ def sentence(judged: Judged) -> str:
     """Return what the counts show as a sentence, marked where they show something."""
     if judged.better is not None:
         return f"✓ {judged.said}."
-    contradicts = any(each.better is not None for each in judged.contrasts)
-    return f"{pieces.MARK['warning' if contradicts else 'note']} {judged.said}."
+    shows_something = any(each.better is not None for each in judged.contrasts)
+    return f"{pieces.MARK['warning' if shows_something else 'note']} {judged.said}."
 
 
 def alternative(arms: Sequence[ArmSeen], judged: Judged) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -9,12 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from tfdeploy_magic.serving.sequential import ALPHA, ArmSeen, Contrast, Judged, percents
+from tfdeploy_magic.serving.sequential import ALPHA, ArmSeen, Contrast, Judged, amount, percents
 from tfdeploy_magic.views import html as pieces
 from tfdeploy_magic.views.figures import AFTER, BEFORE, INK, PAPER, QUIET, on_own_paper, plain, prepare
 from tfdeploy_magic.views.split import failing
 
-LEAST, MOST = 0.1, 1e6
+LEAST, MOST = 0.1, 1e5
 """Evidence that is drawn to scale; arrows stand for what lies beyond."""
 
 STRIPE = "#f0f0ec"
@@ -23,7 +24,7 @@ SHAPE = {"outcomes": "o", "errors": "s"}
 _WIDTH, _ROW, _TOP, _BOTTOM = 7.2, 0.4, 0.34, 0.5  # inches
 _GAP, _SHARES = 0.2, (0.31, 0.31, 0.38)
 _LETTERS, _NAME = 8.0, 9.0  # points
-_SAID = 0.5  # inches that "99.99%" takes
+_LETTER = 0.068  # inches that a digit of the smaller ones takes
 _APART = 0.17  # of a row, that the two contrasts of an arm stand from its middle
 
 _Rate = tuple[float, float, float] | None
@@ -55,7 +56,10 @@ def figure(arms: Sequence[ArmSeen], judged: Judged) -> Figure:
     colors = [_color(arm, arms, judged) for arm in arms]
     _rates(*panels[0], "right", right, colors, "no outcome\nwas reported")
     _rates(*panels[1], "failed", failed, colors, "no request\nwas counted")
-    _evidence(*panels[2], arms, judged)
+    _evidence(panels[2][0], arms, judged)
+    if any(each.better is not None for each in judged.contrasts):
+        said = f"filled: shown, better (green) or worse (orange) than {plain(arms[0].name)}"
+        drawn.text(0.12 / _WIDTH, 0.07 / height, said, color=INK, fontsize=_LETTERS)
     return drawn
 
 
@@ -108,43 +112,62 @@ def _rates(axes: Axes, width: float, what: str, rates: Sequence[_Rate], colors: 
         axes.text(0.02, 0.5, nothing, transform=axes.transAxes, va="center", color=INK, fontsize=_LETTERS)
         return
     _title(axes, f"{what}, {100 * (1 - ALPHA):.0f}% interval")
+    said = percents(*(rate[1] for rate in known))
     low, high = min(rate[0] for rate in known), max(rate[2] for rate in known)
-    # Room for the widest of the numbers, which stand to the right of everything.
-    axes.set_xlim(low - 0.04 * (high - low), low + (high - low) * 1.06 / (1 - _SAID / width))
-    ticks = [tick for tick in MaxNLocator(2, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high]
-    axes.set_xticks(ticks, [f"{100 * tick:.6g}%" for tick in ticks])
-    said = iter(percents(*(rate[1] for rate in known)))
+    # The numbers stand to the right of everything.
+    scale = (high - low) / (width - _LETTER * max(map(len, said)) - 0.2)
+    axes.set_xlim(low - 0.06 * scale, low + (width - 0.06) * scale)
+    axes.set_xticks(*_ticks(low, high, scale))
+    numbers = iter(said)
     for place, rate, color in zip(range(len(rates) - 1, -1, -1), rates, colors, strict=True):
         if rate is not None:
             axes.plot((rate[0], rate[2]), (place, place), color=color, linewidth=2.4, solid_capstyle="butt", zorder=2)
             axes.plot([rate[1]], [place], "o", color=color, markersize=6.5, zorder=3, clip_on=False)
         axes.text(
-            0.99, place, "–" if rate is None else next(said), transform=axes.get_yaxis_transform(), ha="right",
+            0.99, place, "–" if rate is None else next(numbers), transform=axes.get_yaxis_transform(), ha="right",
             va="center", color=INK, fontsize=_LETTERS,
         )  # fmt: skip
 
 
-def _evidence(axes: Axes, width: float, arms: Sequence[ArmSeen], judged: Judged) -> None:
+def _ticks(low: float, high: float, scale: float) -> tuple[list[float], list[str]]:
+    """Return round rates and their names, as many as have room where an inch is ``scale`` wide."""
+    for most in (3, 2, 1):
+        ticks = [tick for tick in MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high]
+        names = [f"{100 * tick:.8f}".rstrip("0").rstrip(".") + "%" for tick in ticks]
+        room = (_LETTER * max(map(len, names), default=0) + 0.12) * scale
+        if all(after - before >= room for before, after in itertools.pairwise(ticks)):
+            break
+    else:
+        return ticks[:1], names[:1]
+    return ticks, names
+
+
+def _evidence(axes: Axes, arms: Sequence[ArmSeen], judged: Judged) -> None:
+    if not judged.contrasts:
+        _title(axes, "evidence")
+        axes.set_xticks([])
+        axes.text(0.02, 0.5, "there is one arm", transform=axes.transAxes, va="center", color=INK, fontsize=_LETTERS)
+        return
     _title(axes, "evidence  ● right  ■ failed")
     places = dict(zip((arm.name for arm in arms), _places(arms), strict=True))
+    needed = judged.contrasts[0].needed
+    most = min(max(MOST, 10 * needed), max(10 * needed, *(3 * each.e_value for each in judged.contrasts)))
     axes.set_xscale("log")
-    needed = max((each.needed for each in judged.contrasts), default=1 / ALPHA)
-    found = max((each.e_value for each in judged.contrasts), default=1.0)
-    most = min(MOST, max(10 * needed, 3 * found))
     axes.set_xlim(LEAST / 1.3, most * 1.3)
-    apart = 1 if most < 1e4 else 2
-    ticks = [10.0**power for power in range(0, math.floor(math.log10(most)) + 1, apart)]
-    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    powers = range(0, math.floor(math.log10(most / 4)) + 1, 1 if most < 1e4 else 2)
+    axes.set_xticks([10.0**power for power in powers], [f"{10**power:,}" for power in powers])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.axvline(1, color=QUIET, linewidth=0.8, zorder=1)
-    axes.axvline(needed, color=INK, linewidth=1, linestyle=(0, (4, 2)), zorder=1)
+    below = (len(arms) - 1) / len(arms)
+    axes.axvline(1, ymax=below, color=QUIET, linewidth=0.8, zorder=1)
+    axes.axvline(needed, ymax=below, color=INK, linewidth=1, linestyle=(0, (4, 2)), zorder=1)
     axes.annotate(
-        f"{needed:,.0f} needed", (needed, 0), xycoords=("data", "axes fraction"), xytext=(0, -18),
+        f"{amount(needed)} needed", (needed, 0), xycoords=("data", "axes fraction"), xytext=(0, -18),
         textcoords="offset points", ha="center", va="top", color=INK, fontsize=_LETTERS, annotation_clip=False,
     )  # fmt: skip
-    if judged.contrasts:
-        said = "the one that others are set against"
-        axes.text(1.0, places[arms[0].name], said, va="center", color=INK, fontsize=_LETTERS)
+    axes.text(
+        0.02, places[arms[0].name], "the others are set against it", transform=axes.get_yaxis_transform(), va="center",
+        color=INK, fontsize=_LETTERS,
+    )  # fmt: skip
     for each in judged.contrasts:
         _contrast(axes, each, places[each.second] + (_APART if each.metric == "outcomes" else -_APART), most)
 
