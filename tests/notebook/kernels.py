@@ -66,7 +66,7 @@ class Kernel:
             elif kind == "display_data":
                 by_id[content["transient"].get("display_id")] = len(shown.displays)
                 shown.displays.append(content["data"])
-            elif kind == "update_display_data":
+            elif kind == "update_display_data" and content["transient"]["display_id"] in by_id:
                 shown.displays[by_id[content["transient"]["display_id"]]] = content["data"]
             elif kind == "execute_result":
                 shown.results.append(content["data"])

@@ -11,6 +11,7 @@ On macOS forking after TensorFlow's import is not safe; there the server starts 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import select
@@ -44,6 +45,10 @@ def main(control_fd: int) -> None:
     if FORKING:
         for module in PRELOAD:
             importlib.import_module(module)
+        # What was imported is no garbage. To look through it takes a worker a quarter of a second, in which a model
+        # server answers nobody, and makes copies of the memory that it shares with this process.
+        gc.collect()
+        gc.freeze()
     woken, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -38,6 +39,7 @@ def main() -> int:
     except TfdeployError as error:
         print(f"tfdeploy-serve: {error}", file=sys.stderr)
         return 1
+    gc.freeze()  # TensorFlow and the models are no garbage, and to look through them takes as long as many answers
     stopped = threading.Event()
     _at_the_end(lambda *_: stopped.set())
     if server.grpc_address:
