@@ -411,29 +411,6 @@ def test_two_models_are_refused(tmp_path: Path) -> None:
         ContainerHost("a", {"a": hosted, "b": hosted}).start([], quiet(), gpu=False)
 
 
-@pytest.mark.parametrize(
-    ("flag", "cure"),
-    [
-        ("--request_log_file=/tmp/x", "Only the embedded server has it"),
-        ("--any_port", "Only the embedded server has it"),
-        ("--host=0.0.0.0", "Only the embedded server has it"),
-        ("--port=1", "--grpc-port"),
-        ("--model_config_file=/x", "--label"),
-        ("--ssl_config_file=/x", "nothing"),
-        ("word", "leave it out"),
-    ],
-)
-def test_flags_that_a_container_cannot_heed_are_refused(flag: str, cure: str) -> None:
-    with pytest.raises(InputError, match="--flags has one that a container does not take") as caught:
-        containers.check_flags([flag, "--enable_batching"])
-    assert cure in caught.value.cure
-
-
-def test_every_flag_of_our_own_is_known_as_that() -> None:
-    assert {"host", "any_port", "gpu", "request_log_file"} <= {n for n, kind in containers._KNOWN.items() if not kind}
-    assert {"batching_parameters_file", "monitoring_config_file", "platform_config_file"} <= containers._FILES
-
-
 def test_a_monitoring_file_of_the_persons_takes_the_place_of_ours(tmp_path: Path, saved_models: SavedModels) -> None:
     (tmp_path / "m").write_text("prometheus_config { enable: false }")
     host = make(tmp_path, saved_models)

@@ -85,7 +85,7 @@ def _check_flags(options: Serve) -> None:
     from tfdeploy_magic.serving import flags
 
     if options.backend == "docker":
-        from tfdeploy_magic.serving.containers import check_flags
+        from tfdeploy_magic.serving.container_flags import check_flags
 
         check_flags(shlex.split(options.flags))
         return

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, ClassVar
 
 import psutil
 from packaging.version import InvalidVersion, Version
@@ -21,11 +21,10 @@ from packaging.version import InvalidVersion, Version
 from tfdeploy_magic.artifacts.evidence import Finding
 from tfdeploy_magic.errors import InputError, ServerUnreachable, ServingError, TfdeployError, VersionFailed
 from tfdeploy_magic.jobs import Progress, Report
-from tfdeploy_magic.serving import control, docker_engine, hosting, state
+from tfdeploy_magic.serving import container_flags, control, docker_engine, hosting, state
 from tfdeploy_magic.serving.configs import METRICS_PATH
 from tfdeploy_magic.serving.container_guard import Guard
 from tfdeploy_magic.serving.docker_engine import Engine, Usage, label
-from tfdeploy_magic.serving.flags import Flag, ServerOptions
 from tfdeploy_magic.serving.hosting import Host
 from tfdeploy_magic.serving.http import check_port
 
@@ -49,20 +48,6 @@ _LOOK_SECONDS = 0.5
 
 _THREADS = 4096
 """Processes and threads of a container: the server has several for each core of a large machine."""
-
-_SETTLED = {
-    "port": "--grpc-port",
-    "rest_api_port": "--rest-api-port",
-    "model_name": "--name",
-    "model_base_path": "--base-path",
-    "model_config_file": "--label, --keep and --version",
-    "grpc_socket_path": "--grpc-port: a socket would lie inside of the container",
-    "ssl_config_file": "nothing: the port of gRPC is this machine's own",
-}
-"""Flags of the server that have no place here, and what to write instead."""
-
-_MORE_FILES = ("platform_config_file", "thread_pool_factory_config_file")
-"""Flags that name files, and that only tensorflow_model_server heeds."""
 
 
 @dataclass(frozen=True)
@@ -251,11 +236,11 @@ class ContainerHost(Host):
 
     def _configured(self, flags: Sequence[str]) -> list[str]:
         """Write what the server reads, and return its flags."""
-        given = dict(_given(flags))
+        given = dict(container_flags.given(flags))
         self.folder.mkdir(parents=True)
         for name, value in given.items():
-            if name in _FILES and value:
-                _copy(name, Path(value).expanduser(), self.folder / name)
+            if name in container_flags.FILES and value:
+                container_flags.copy(name, Path(value).expanduser(), self.folder / name)
                 given[name] = f"{_CONFIG}/{name}"
         monitoring = f'prometheus_config {{ enable: true path: "{METRICS_PATH}" }}\n'
         _write(self.folder / "monitoring.config", monitoring)
@@ -441,16 +426,6 @@ def check(name: str, models: Mapping[str, object]) -> None:
         )
 
 
-def check_flags(flags: Sequence[str]) -> None:
-    """Refuse flags that ``tensorflow_model_server`` in a container cannot heed.
-
-    Raises:
-        InputError: One is only our own server's, or is settled by something else.
-    """
-    for _ in _given(flags):
-        pass
-
-
 def clean_up(engine: Engine) -> None:
     """Remove the containers of this user whose kernels are gone; their guards were ended by force."""
     with contextlib.suppress(TfdeployError):
@@ -460,54 +435,7 @@ def clean_up(engine: Engine) -> None:
                 engine.remove(container, labels)
 
 
-# Flags
-
-
-def _flags() -> dict[str, Any]:
-    """Return the flags of our server: name -> its kind, or None where only ours has it."""
-    hints = get_type_hints(ServerOptions, include_extras=True)
-    found: dict[str, Any] = {}
-    for name, hint in hints.items():
-        for flag in getattr(hint, "__metadata__", ()):
-            if isinstance(flag, Flag):
-                found[name] = None if flag.ours else get_args(hint)[0]
-    return found
-
-
-_KNOWN = _flags()
-_FILES = frozenset(name for name, kind in _KNOWN.items() if kind in (Path, Path | None)).union(_MORE_FILES)
-
-
-def _given(flags: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield name and value of each flag; all of them have the equals sign that TensorFlow's parser wants."""
-    left = list(flags)
-    while left:
-        word = left.pop(0)
-        name, equals, value = word.removeprefix("--").partition("=")
-        if not equals:
-            value = left.pop(0) if left and not left[0].startswith("--") else "true"
-        if name in _SETTLED or _KNOWN.get(name, name) is None or not word.startswith("--"):
-            raise InputError(
-                "--flags has one that a container does not take",
-                found=word,
-                wanted="flags of tensorflow_model_server that are not settled already",
-                cure=f"Write {_SETTLED[name]}."
-                if name in _SETTLED
-                else "Only the embedded server has it: leave it out.",
-            )
-        yield name, value
-
-
-def _copy(name: str, source: Path, target: Path) -> None:
-    try:
-        shutil.copyfile(source, target)
-    except OSError as error:
-        raise InputError(
-            f"--{name} cannot be read",
-            found=f"{source}: {error.strerror}",
-            wanted="a file",
-            cure="Write its path as it is on this machine: the container gets a copy.",
-        ) from None
+# Files
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -131,15 +130,11 @@ def _rates(axes: Axes, width: float, what: str, rates: Sequence[_Rate], colors: 
 
 def _ticks(low: float, high: float, scale: float) -> tuple[list[float], list[str]]:
     """Return round rates and their names, as many as have room where an inch is ``scale`` wide."""
-    for most in (3, 2, 1):
-        ticks = [tick for tick in MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high]
-        names = [f"{100 * tick:.8f}".rstrip("0").rstrip(".") + "%" for tick in ticks]
-        room = (_LETTER * max(map(len, names), default=0) + 0.12) * scale
-        if all(after - before >= room for before, after in itertools.pairwise(ticks)):
-            break
-    else:
-        return ticks[:1], names[:1]
-    return ticks, names
+    ticks = [tick for tick in MaxNLocator(3, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high]
+    names = [f"{100 * tick:.8f}".rstrip("0").rstrip(".") + "%" for tick in ticks]
+    room = (_LETTER * max(map(len, names), default=0) + 0.12) * scale
+    apart = math.ceil(room / (ticks[1] - ticks[0])) if len(ticks) > 1 else 1
+    return ticks[::apart], names[::apart]
 
 
 def _evidence(axes: Axes, arms: Sequence[ArmSeen], judged: Judged) -> None:
