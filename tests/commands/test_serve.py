@@ -645,6 +645,29 @@ def test_two_models_share_the_requests_and_the_better_one_is_promoted() -> None:
     assert not {"by_1", "by_2"} & serving(), "they are one server"
 
 
+def test_a_new_version_of_a_rival_begins_a_new_test_and_its_arm_answers_all_the_while() -> None:
+    x = np.ones((1, 2), "float32")
+    endpoint = serve(scaled(1), rival=scaled(2), split="50/50", test=x)
+    keys = [str(number) for number in range(40)]
+    seen, asking = set[float](), threading.Event()
+    mine = next(key for key in keys if endpoint.predict(x, key=key)[0, 0] == 2)
+
+    def ask() -> None:
+        while not asking.is_set():
+            seen.add(float(endpoint.predict(x, key=mine)[0, 0]))
+
+    endpoint.outcome(True, arm="by_2")
+    thread = threading.Thread(target=ask)
+    thread.start()
+    serve(Named("by_2", scaled(5).value), test=x)
+    asking.set()
+    thread.join()
+    assert seen <= {2, 5}, "by_1 never answers for by_2"
+    assert endpoint.predict(x, key=mine)[0, 0] == 5
+    arms = {arm.name: arm for arm in endpoint.glance().arms}
+    assert (arms["by_2"].version, arms["by_2"].outcomes.total) == (2, 0)
+
+
 def test_versions_and_labels_share_the_requests_too() -> None:
     x = np.ones((1, 2), "float32")
     serve(scaled(1), name="shared", test=x)

@@ -21,6 +21,7 @@ from tfdeploy_magic.serving.client import Client
 from tfdeploy_magic.serving.embedded import EmbeddedHost
 from tfdeploy_magic.serving.hosting import Hosted
 from tfdeploy_magic.serving.http import free_port
+from tfdeploy_magic.serving.lineup import Arm
 
 Start = Callable[..., EmbeddedHost]
 
@@ -181,6 +182,32 @@ def test_versions_are_named_promoted_and_rolled_back(start: Start) -> None:
         assert [ask(which) for which in ("/versions/1", "")[: len(answers)]] == answers
     assert ask("") == 3.0, "the version that was added is on disk and not served"
     assert versions(host) == {"1", "2"}
+
+
+def test_another_version_behind_a_label_or_a_model_is_another_arm_and_its_counts_begin_at_zero(start: Start) -> None:
+    host = start("first")
+    hosted = host.models["first"]
+    half_plus_two(folder(host) / "2", plus=10.0)
+    host.change("first", hosted.lineup.with_version(2, latest=1, label="canary"), 30, quiet())
+    arms = (Arm("stable", 0.5, "first", label="stable"), Arm("canary", 0.5, "first", label="canary"))
+    host.change("first", hosted.lineup.with_split(arms), 30, quiet())
+
+    def asked() -> dict[str, int]:
+        with Client(host.model_url) as client:
+            counted = client.metrics().by_version
+        return {row.arm: sum(row.requests.values()) for row in counted if row.arm}
+
+    with Client(host.model_url) as client:
+        for number in range(40):
+            client.predict([2.0], key=str(number))
+    assert set(asked()) == {"stable", "canary"}
+    assert sum(asked().values()) == 40
+    half_plus_two(folder(host) / "3", plus=20.0)
+    host.change("first", hosted.lineup.with_version(3, latest=2, label="canary"), 30, quiet())
+    assert sum(asked().values()) == 0
+    assert [arm.version for arm in host.arms("first")] == [1, 3]
+    with Client(host.model_url) as client:
+        assert {float(client.predict([2.0], key=str(number))[0]) for number in range(40)} == {3.0, 21.0}
 
 
 def test_a_lineup_whose_version_somebody_took_away_changes_nothing(start: Start) -> None:

@@ -140,7 +140,7 @@ def test_a_split_has_its_arms_in_a_table_and_the_next_line_promotes_the_better_o
     assert "who names no label" not in text
     assert "data:image/png" in html
     undecided = replace(SPLIT, arms=tuple(replace(arm, outcomes=Counts(0, 0), requests={}) for arm in ARMS))
-    assert endpoint.text(undecided, None).endswith("next: %serve --promote digits")
+    assert endpoint.text(undecided, None).endswith(f"next: %monitor {URL}"), "nothing is to be promoted yet"
     assert "data:image/png" not in endpoint.html(undecided, None), "there is nothing to draw yet"
 
 

@@ -234,31 +234,9 @@ class Endpoint:
             with contextlib.suppress(RequestRefused):  # not every server shows metrics
                 seen = replace(seen, metrics=client.metrics())
             seen = replace(seen, signatures=client.signatures())
-        if hosted is not None and seen.states:
-            seen = replace(seen, arms=tuple(self._arm_seen(arm, seen) for arm in hosted.lineup.split))
+        if self.host is not None and hosted is not None and seen.states:
+            seen = replace(seen, arms=tuple(_arm_seen(arm, seen.metrics) for arm in self.host.arms(self.name)))
         return replace(seen, container=self.host.seen() if self.host is not None else None)
-
-    def _arm_seen(self, arm: Arm, seen: Seen) -> ArmSeen:
-        """Return what the server has counted of an arm."""
-        from tfdeploy_magic.serving.sequential import ArmSeen, Counts
-
-        assert self.host is not None
-        hosted = self.host.models[arm.model]
-        version = hosted.lineup.labels.get(arm.label) if arm.label is not None else arm.version
-        counted = [row for row in seen.metrics.by_version if row.arm == arm.name] if seen.metrics is not None else []
-        requests: Counter[str] = Counter()
-        for row in counted:
-            requests.update(row.requests)
-        last = max(counted, key=lambda row: row.version or 0, default=None)
-        return ArmSeen(
-            arm.name,
-            arm.share,
-            arm.model,
-            version if version is not None else max(hosted.lineup.versions(hosted.numbers()), default=None),
-            requests,
-            Counts(sum(row.successes for row in counted), sum(row.failures for row in counted)),
-            *((last.p50_ms, last.p95_ms, last.p99_ms) if last is not None else ()),
-        )
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.url}>"
@@ -267,6 +245,26 @@ class Endpoint:
         from tfdeploy_magic.views import endpoint
 
         return endpoint.mimebundle(self.glance(), self.served)
+
+
+def _arm_seen(arm: Arm, metrics: Metrics | None) -> ArmSeen:
+    """Return what a server has counted of an arm."""
+    from tfdeploy_magic.serving.sequential import ArmSeen, Counts
+
+    counted = [row for row in metrics.by_version if row.arm == arm.name] if metrics is not None else []
+    requests: Counter[str] = Counter()
+    for row in counted:
+        requests.update(row.requests)
+    last = max(counted, key=lambda row: row.version or 0, default=None)
+    return ArmSeen(
+        arm.name,
+        arm.share,
+        arm.model,
+        arm.version,
+        requests,
+        Counts(sum(row.successes for row in counted), sum(row.failures for row in counted)),
+        *((last.p50_ms, last.p95_ms, last.p99_ms) if last is not None else ()),
+    )
 
 
 def _stored(spec: TensorSpec, rows: Any) -> Any:

@@ -253,7 +253,9 @@ def _start(options: Serve, name: str, exported: ExportedVersion, report: Report)
 
     hosting.clean_up()
     asked = {option: getattr(options, option) for option in _KEPT}
-    models = {name: hosting.Hosted(exported.base_path, options.base_path is None, newest=exported.version)}
+    version = exported.version
+    hosted = hosting.Hosted(exported.base_path, options.base_path is None, newest=version, loaded=(version,))
+    models = {name: hosted}
     if options.backend == "docker":
         from tfdeploy_magic.serving.containers import IMAGE, ContainerHost
 
@@ -293,7 +295,7 @@ def _add(host: Host, made: _Made, options: Serve, report: Report) -> None:
     if fresh:
         host.models[made.name] = Hosted(made.exported.base_path, ours=True)
     hosted = host.models[made.name]
-    latest = None if fresh else max(hosted.lineup.versions(hosted.numbers()[:-1]), default=None)
+    latest = max(hosted.loaded, default=None)
     try:
         host.change(
             made.name,
@@ -315,7 +317,7 @@ def _change(host: Host, options: Serve, made: Sequence[_Made], *, fresh: bool, r
     name, number = first.name, first.exported.version
     hosted = host.models[name]
     older = [each for each in hosted.numbers() if each != number]
-    latest = max(older if fresh else hosted.lineup.versions(older), default=None)
+    latest = max(older if fresh else hosted.loaded, default=None)
     lineup = hosted.lineup.with_version(number, latest=latest, label=options.label, keep=options.keep)
     if options.split is not None:
         known = [Arm(each.name, 0, each.name) for each in made]
@@ -376,7 +378,7 @@ def _compare(host: Host, made: _Made, report: Report) -> None:
     exported, samples, hosted = made.exported, made.samples, host.models[made.name]
     told = {"lite"} if samples is None else {"lite", "not-measured", "copied"}
     before = hosted.lineup.before.newest if hosted.lineup.before is not None else None
-    gone = before in hosted.known and before not in hosted.lineup.versions(hosted.numbers())
+    gone = before in hosted.known and before not in hosted.loaded
     served = Served(
         version=exported.version,
         source=_described(made.source, exported),

@@ -61,7 +61,7 @@ class EmbeddedHost(Host):
         self.findings = tuple(Finding("warning", "flag", note) for note in started["notes"])
 
     def _route(self, name: str) -> None:
-        arms = [asdict(arm) for arm in self.models[name].lineup.split]
+        arms = [asdict(arm) for arm in self.arms(name)]
         # In a thread: here the stop button would end the worker, and with it what is served.
         with ThreadPoolExecutor(1) as apart:
             apart.submit(self._call, "route_task", Report(silent), routes={name: arms}, server=self.name).result()

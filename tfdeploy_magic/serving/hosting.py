@@ -10,7 +10,7 @@ import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,7 +22,7 @@ from tfdeploy_magic.errors import InputError, ServingError, TfdeployError
 from tfdeploy_magic.jobs import Report
 from tfdeploy_magic.jobs.progress import Progress
 from tfdeploy_magic.serving import control, state, versions
-from tfdeploy_magic.serving.lineup import Lineup, specific_config
+from tfdeploy_magic.serving.lineup import Arm, Lineup, specific_config
 from tfdeploy_magic.serving.served import Served
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class Hosted:
         lineup: Which of them are served, by which labels, and how requests are split.
         known: Version -> what is known of it, the one that was written last at the end.
         newest: The highest version that the server was ever asked to load: no number is given twice.
+        loaded: The versions that it serves.
+        routed: The arms that its router was told of last.
     """
 
     base_path: Path
@@ -52,12 +54,13 @@ class Hosted:
     lineup: Lineup = field(default_factory=Lineup)
     known: dict[int, Served] = field(default_factory=dict)
     newest: int = 0
+    loaded: tuple[int, ...] = ()
+    routed: tuple[Arm, ...] = ()
 
     @property
     def served(self) -> Served | None:
         """What is known of the version that answers those who name none; None before there is one."""
-        answering = self.lineup.versions(self.numbers()) or self.known
-        return self.known.get(max(answering, default=-1))
+        return self.known.get(max(self.loaded or self.known, default=-1))
 
     def numbers(self) -> list[int]:
         """Return the versions on disk, in increasing order."""
@@ -180,35 +183,62 @@ class Host(ABC):
             if not self.alive:
                 raise self._gone()
 
-        before = former.config(name, self.seen_path(name), [each for each in found if each <= hosted.newest])
+        before = self._config(name, [each for each in found if each <= hosted.newest])
         hosted.newest = max(hosted.newest, *wanted)
-        joint = sorted({*former.versions(found), *wanted})
+        joint = sorted({*wanted, *hosted.loaded}.intersection(found))
+        loaded, split = hosted.loaded, any(each.routed for each in self.models.values())
         try:
-            if not (lineup.followed and former.followed):
+            if split or lineup.split or not (lineup.followed and former.followed):
                 labels = {label: number for label, number in former.labels.items() if number in joint}
                 self._reload(name, specific_config(name, self.seen_path(name), joint, labels), seconds, waiting)
                 control.wait_until_served(str(self.grpc), name, wanted, seconds, waiting)
                 self._reload(name, specific_config(name, self.seen_path(name), joint, lineup.labels), seconds, waiting)
-            hosted.lineup = lineup
-            if lineup.split != former.split:
-                self._route(name)
-            self._reload(name, lineup.config(name, self.seen_path(name), found), seconds, waiting)
+            hosted.lineup, hosted.loaded = lineup, wanted
+            self._route_anew()
+            self._reload(name, self._config(name, found), seconds, waiting)
             control.wait_until_served(str(self.grpc), name, wanted, seconds, waiting)
         except BaseException:
-            hosted.lineup = former
+            hosted.lineup, hosted.loaded = former, loaded
             with contextlib.suppress(TfdeployError):
-                self._route(name)
+                self._route_anew()
                 self._reload(name, before, UNDO_SECONDS, lambda: None)
             raise
         hosted.prune()
 
+    def arms(self, name: str) -> tuple[Arm, ...]:
+        """Return who answers requests to a model that name no version, each by its version.
+
+        Another version behind a label, or the next one of a model, is another arm: what was counted of the one before
+        says nothing about it.
+        """
+        return tuple(replace(arm, version=self._version_of(arm), label=None) for arm in self.models[name].lineup.split)
+
+    def _version_of(self, arm: Arm) -> int | None:
+        hosted = self.models[arm.model]
+        if arm.version is not None or arm.label is not None:
+            return arm.version if arm.label is None else hosted.lineup.labels.get(arm.label)
+        return max(hosted.loaded, default=None)
+
+    def _route_anew(self) -> None:
+        """Tell the router of the splits that are others than it knows."""
+        for name, hosted in self.models.items():
+            if (arms := self.arms(name)) != hosted.routed:
+                self._route(name)
+                hosted.routed = arms
+
+    def _config(self, name: str, found: Sequence[int]) -> Any:
+        """Return the ``ModelConfig`` of a model, of these versions on disk.
+
+        Where requests are split nothing may change that the router is not told of, so no version is found by itself.
+        """
+        lineup, where = self.models[name].lineup, self.seen_path(name)
+        if any(hosted.lineup.split for hosted in self.models.values()):
+            return specific_config(name, where, lineup.versions(found), lineup.labels)
+        return lineup.config(name, where, found)
+
     def _reload(self, name: str, config: Any, seconds: float, waiting: control.Waiting) -> None:
         """Have the server serve this of a model, and the others as they are."""
-        others = (
-            other.lineup.config(key, self.seen_path(key), other.numbers())
-            for key, other in self.models.items()
-            if key != name
-        )
+        others = (self._config(key, other.loaded) for key, other in self.models.items() if key != name)
         control.reload(str(self.grpc), [*others, config], seconds, waiting)
 
     def stop(self) -> None:

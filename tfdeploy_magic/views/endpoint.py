@@ -357,6 +357,6 @@ def _next(seen: Seen) -> str:
         return "%serve --list"
     if seen.split:
         better = judge(seen.arms).better
-        return f"%serve --promote {seen.name}" + (f" {shlex.quote(better)}" if better is not None else "")
+        return f"%serve --promote {seen.name} {shlex.quote(better)}" if better is not None else f"%monitor {seen.url}"
     key = _key(seen) if seen.signatures else DEFAULT_SIGNATURE
     return f"%loadtest {seen.url}" + ("" if key == DEFAULT_SIGNATURE else f" --signature {shlex.quote(key)}")
