@@ -641,8 +641,9 @@ def test_two_models_share_the_requests_and_the_better_one_is_promoted() -> None:
     assert Endpoint(f"{endpoint.url}/versions/1").predict(x)[0, 0] == 1, "who names a version still gets it"
     back = serve.rollback("by_1")
     assert "by_1 50% / by_2 50%" in back._repr_mimebundle_()["text/plain"]
-    serve.stop("by_2")
-    assert not {"by_1", "by_2"} & serving(), "they are one server"
+    stopped = serve.stop("by_2")
+    assert set(stopped.stopped) == {"by_1", "by_2"}, "they are one server"
+    assert not {"by_1", "by_2"} & serving()
 
 
 def test_a_new_version_of_a_rival_begins_a_new_test_and_its_arm_answers_all_the_while() -> None:
@@ -666,6 +667,51 @@ def test_a_new_version_of_a_rival_begins_a_new_test_and_its_arm_answers_all_the_
     assert endpoint.predict(x, key=mine)[0, 0] == 5
     arms = {arm.name: arm for arm in endpoint.glance().arms}
     assert (arms["by_2"].version, arms["by_2"].outcomes.total) == (2, 0)
+
+
+def test_a_split_can_be_ended_and_begun_again_by_the_names_of_the_models() -> None:
+    x = np.ones((1, 2), "float32")
+    serve(scaled(1), rival=scaled(2), split="90/10", test=x)
+    back = serve.rollback("by_1")
+    assert {float(back.predict(x)[0, 0]) for _ in range(30)} == {1}
+    again = serve.route("by_1", shares="by_2=50,by_1=50")
+    assert [(arm.name, arm.share) for arm in again.glance().arms] == [("by_1", 0.5), ("by_2", 0.5)]
+    assert [arm.share for arm in serve.route("by_1", shares="80/20").glance().arms] == [0.8, 0.2]
+
+
+def test_a_line_that_is_refused_late_changes_nothing_and_its_number_means_nothing() -> None:
+    x = np.ones((1, 2), "float32")
+    endpoint = serve(scaled(1), name="calm", test=x)
+    host = hosting.hosts["calm"]
+    for wrong in ({"split": "50/30/20"}, {"split": "calm=50,nobody=50"}):
+        with pytest.raises(InputError):
+            serve(scaled(3), name="calm", rival=scaled(2), test=x, **wrong)
+        assert (endpoint.predict(x)[0, 0], list(host.models)) == (1, ["calm"])
+        assert [found.state for found in endpoint.status()] == ["AVAILABLE"]
+    assert serve(scaled(7), name="calm", test=x).predict(x)[0, 0] == 7
+
+
+def test_a_rival_that_cannot_be_served_leaves_the_first_model_alone(files: SavedModels, tmp_path: Path) -> None:
+    x = np.ones(3, "float32")
+    endpoint = serve(files.half_plus_two / "1", name="whole", test=x)
+    broken = shutil.copytree(files.half_plus_two / "1", tmp_path / "broken")
+    (broken / "assets.extra").mkdir()
+    (broken / "assets.extra" / "tf_serving_warmup_requests").write_bytes(b"no records at all")
+    with pytest.raises(VersionFailed, match=r"not everything can be served.*name: broken"):
+        serve(files.half_plus_two / "1", name="whole", rival=broken, split="50/50", test=x)
+    host = hosting.hosts["whole"]
+    assert (list(host.models), endpoint.glance().arms) == (["whole"], ())
+    assert endpoint.predict([2.0])[0] == 3.0
+    assert serve(files.half_plus_two / "1", name="whole", test=x).version == 2
+
+
+def test_versions_that_take_something_else_share_no_requests() -> None:
+    serve(adding(1), name="shapes", test=np.ones(1, "float32"))
+    with pytest.raises(InputError, match="2 cannot answer what 1 is asked"):
+        serve(Named("other", scaled(2).value), name="shapes", split="50/50", test=np.ones((1, 2), "float32"))
+    serve(Named("other", scaled(2).value), name="shapes", keep=2, test=np.ones((1, 2), "float32"))
+    with pytest.raises(InputError, match="2 cannot answer what 1 is asked"):
+        serve.route("shapes", shares="1=50,2=50")
 
 
 def test_versions_and_labels_share_the_requests_too() -> None:

@@ -210,6 +210,48 @@ def test_another_version_behind_a_label_or_a_model_is_another_arm_and_its_counts
         assert {float(client.predict([2.0], key=str(number))[0]) for number in range(40)} == {3.0, 21.0}
 
 
+def test_nothing_is_taken_up_while_it_stands_still_and_everything_afterwards(start: Start) -> None:
+    host = start("patient")
+    with host.standing_still():
+        half_plus_two(folder(host) / "2", plus=10.0)
+        with Client(host.model_url) as client:
+            ends = time.monotonic() + 2.5  # it looks every second
+            while time.monotonic() < ends:
+                assert float(client.predict([2.0])[0]) == 3.0
+                time.sleep(0.1)
+            assert [found.version for found in client.status()] == [1]
+    with Client(host.model_url) as client:
+        while float(client.predict([2.0])[0]) != 11.0:
+            assert time.monotonic() < ends + 10
+            time.sleep(0.05)
+    assert host.models["patient"].loaded == (1,)
+    with host.standing_still():
+        assert host.models["patient"].loaded == (2,), "what it found by itself is known"
+
+
+def test_the_stop_button_while_the_router_is_told_leaves_no_split(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = start("halfway")
+    hosted, route = host.models["halfway"], host._route
+    half_plus_two(folder(host) / "2", plus=10.0)
+    host.change("halfway", hosted.lineup.with_version(2, latest=1, label=None, keep=2), 30, quiet())
+    arms = (Arm("1", 0.5, "halfway", version=1), Arm("2", 0.5, "halfway", version=2))
+    pressed = iter([True])
+
+    def press(name: str) -> None:
+        route(name)
+        if next(pressed, False):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(host, "_route", press)
+    with pytest.raises(KeyboardInterrupt):
+        host.change("halfway", hosted.lineup.with_split(arms), 30, quiet())
+    with Client(host.model_url) as client:
+        assert {float(client.predict([2.0], key=str(number))[0]) for number in range(30)} == {11.0}
+    assert hosted.lineup.split == ()
+
+
 def test_a_lineup_whose_version_somebody_took_away_changes_nothing(start: Start) -> None:
     host = start("taken")
     lineup = host.models["taken"].lineup
@@ -256,8 +298,8 @@ def test_a_process_that_was_forked_ends_no_server_of_its_parents(start: Start) -
 
 def test_a_server_is_stopped_by_name(start: Start) -> None:
     start("named")
-    assert hosting.stop_everywhere("named") is True
-    assert hosting.stop_everywhere("named") is False
+    assert hosting.stop_everywhere("named") == ("named",)
+    assert hosting.stop_everywhere("named") == ()
 
 
 def test_of_several_that_are_called_alike_none_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,6 +106,17 @@ def test_promoted_an_arm_by_version_ends_the_split() -> None:
     assert Lineup(split=arms).promoted("m", "1", [1, 2]).versions([1, 2]) == (1,)
 
 
+def test_promoted_a_model_is_served_as_it_was_rolled_back_to() -> None:
+    split = Lineup(newest=1, split=(Arm("a", 0.5, "a"), Arm("b", 0.5, "b")))
+    assert split.promoted("a", "a", [1, 2]).versions([1, 2]) == (1,)
+
+
+def test_a_lineup_that_is_served_again_leaves_out_what_came_after_it() -> None:
+    first = Lineup()
+    later = first.with_version(2, latest=1, label=None)
+    assert first.back_to(later).versions([1, 2]) == (1,)
+
+
 @pytest.mark.parametrize(
     ("lineup", "what", "error", "said"),
     [
@@ -198,6 +209,12 @@ def test_names_are_models_labels_or_versions_in_this_order() -> None:
     assert arms == (Arm("b", 0.4, "b"), Arm("canary", 0.3, "a", label="canary"), Arm("1", 0.3, "a", version=1))
     numbers = arms_of(shares_of("90/10"), "a", known, **A_VERSION_OF_DIGITS)  # type: ignore[arg-type]
     assert numbers == (replace(known[0], share=0.9), replace(known[1], share=0.1))
+
+
+def test_shares_in_another_order_leave_the_arms_in_theirs() -> None:
+    known = [Arm("stable", 0.9, "m", label="stable"), Arm("canary", 0.1, "m", label="canary")]
+    arms = arms_of(shares_of("canary=20,stable=80"), "m", known, **A_VERSION_OF_DIGITS)  # type: ignore[arg-type]
+    assert [(arm.name, arm.share) for arm in arms] == [("stable", 0.8), ("canary", 0.2)]
 
 
 def test_a_share_for_nobody_is_refused() -> None:

@@ -162,8 +162,8 @@ class Monitor:
             with _registry:
                 if _monitors.get(self.endpoint.url) is self:
                     del _monitors[self.endpoint.url]
-            self._tell()
             self.history.client.close()
+            self._tell()
 
     def _wait(self) -> bool:
         """Wait until it is time for the next look, and return whether there is one."""

@@ -21,7 +21,7 @@ from tfdeploy_magic.commands.endpoint import Endpoint
 from tfdeploy_magic.commands.export import ExportOptions, named_test, write_version
 from tfdeploy_magic.errors import InputError, JobCancelled, NameNotFound, TfdeployError
 from tfdeploy_magic.jobs import Report
-from tfdeploy_magic.jobs.progress import Listener
+from tfdeploy_magic.jobs.progress import Listener, silent
 
 if TYPE_CHECKING:
     from tfdeploy_magic.artifacts.samples import SampleSet
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tfdeploy_magic.serving.export import ExportedVersion
     from tfdeploy_magic.serving.hosting import Host, Hosted
     from tfdeploy_magic.serving.lineup import Arm, Lineup
+    from tfdeploy_magic.serving.served import Served
     from tfdeploy_magic.sources import Source
     from tfdeploy_magic.views.endpoint import Seen
     from tfdeploy_magic.views.servers import Row
@@ -168,6 +169,8 @@ def serve(options: Serve, progress: Listener) -> Endpoint:
         running = hosting.find(name)
         base_path = options.base_path or _folder(running, name)
         options = checked(options, name, base_path.expanduser().absolute(), running)
+        if running is not None:
+            held.enter_context(running.standing_still())
         unserved = held.enter_context(contextlib.ExitStack())
         made = [_write(options, name, source, base_path, _known(running, name), scratch, report, unserved)]
         if options.rival is not None:
@@ -179,13 +182,16 @@ def serve(options: Serve, progress: Listener) -> Endpoint:
             rival = numbered(rival, its_name, folder, running)
             like = made[0].exported.signatures
             made.append(_write(rival, its_name, other, folder, like, scratch, report, unserved))
-            check_alike(made[0].name, made[0].exported, its_name, made[1].exported)
+        lineup = _lineup(options, running, made)
         host = running or _start(options, name, made[0].exported, report)
         if running is None:
             unserved.callback(host.stop)  # nobody has heard of it yet
         for each in made[1:]:
-            _add(host, each, options, report)
-        _change(host, options, made, fresh=running is None, report=report)
+            _add(host, each, options, report, unserved)
+        if running is None and lineup.followed and lineup.keep == 1 and not lineup.split:
+            host.models[name].lineup = lineup  # that is how it was started
+        else:
+            host.change(name, lineup, options.timeout, report)
         hosting.register(host)
         unserved.pop_all()
         with contextlib.ExitStack() as unheard:
@@ -287,84 +293,122 @@ def _start(options: Serve, name: str, exported: ExportedVersion, report: Report)
 # Which versions are served
 
 
-def _add(host: Host, made: _Made, options: Serve, report: Report) -> None:
-    """Have a server serve a second model."""
+def _lineup(options: Serve, running: Host | None, made: Sequence[_Made]) -> Lineup:
+    """Return what is to be served of the first model that was written.
+
+    Raises:
+        InputError: The shares do not fit, or the arms do not take and give the same.
+    """
     from tfdeploy_magic.serving.hosting import Hosted
-
-    fresh = made.name not in host.models
-    if fresh:
-        host.models[made.name] = Hosted(made.exported.base_path, ours=True)
-    hosted = host.models[made.name]
-    latest = max(hosted.loaded, default=None)
-    try:
-        host.change(
-            made.name,
-            hosted.lineup.with_version(made.exported.version, latest=latest, label=None),
-            options.timeout,
-            report,
-        )
-    except BaseException:
-        if fresh:
-            del host.models[made.name]
-        raise
-
-
-def _change(host: Host, options: Serve, made: Sequence[_Made], *, fresh: bool, report: Report) -> None:
-    """Have a server serve the version that was written, as the options say."""
     from tfdeploy_magic.serving.lineup import STABLE, Arm, arms_of, shares_of
 
-    first = made[0]
-    name, number = first.name, first.exported.version
-    hosted = host.models[name]
+    name, exported = made[0].name, made[0].exported
+    number = exported.version
+    hosted = running.models[name] if running is not None else Hosted(exported.base_path, ours=False)
     older = [each for each in hosted.numbers() if each != number]
-    latest = max(older if fresh else hosted.loaded, default=None)
+    latest = max(hosted.loaded if running is not None else older, default=None)
     lineup = hosted.lineup.with_version(number, latest=latest, label=options.label, keep=options.keep)
-    if options.split is not None:
-        known = [Arm(each.name, 0, each.name) for each in made]
-        if len(made) == 1 and options.label not in (None, STABLE) and STABLE in lineup.labels:
-            known = [Arm(label, 0, name, label=label) for label in (STABLE, str(options.label))]
-        elif len(made) == 1:
-            known = [Arm(str(each), 0, name, version=each) for each in (latest, number) if each is not None]
-        arms = arms_of(shares_of(options.split), name, known, labels=lineup.labels, found=hosted.numbers())
-        _check_scales(name, arms, [each.exported for each in made])
-        lineup = replace(lineup, split=arms)
-    if fresh and lineup.followed and lineup.keep == 1 and not lineup.split:
-        hosted.lineup = lineup  # that is how it was started
-        return
+    if options.split is None:
+        return lineup
+    known = [Arm(each.name, 0, each.name) for each in made]
+    if len(made) == 1 and options.label not in (None, STABLE) and STABLE in lineup.labels:
+        known = [Arm(label, 0, name, label=label) for label in (STABLE, str(options.label))]
+    elif len(made) == 1:
+        known = [Arm(str(each), 0, name, version=each) for each in (latest, number) if each is not None]
+    arms = arms_of(shares_of(options.split), name, known, labels=lineup.labels, found=hosted.numbers())
+    doors: dict[tuple[str, int | None], _Doors] = {}
+    doors |= {(each.name, each.exported.version): _Doors.of(each.exported) for each in made}
+    doors |= {(name, version): _Doors.of(served) for version, served in hosted.known.items()}
+    newest = {each.name: each.exported.version for each in made}
+    check_arms(name, arms, {arm.name: doors.get((arm.model, _version_of(arm, lineup, newest))) for arm in arms})
+    return replace(lineup, split=arms, before=lineup.before or replace(lineup, split=()))
+
+
+def _version_of(arm: Arm, lineup: Lineup, newest: Mapping[str, int]) -> int | None:
+    if arm.label is not None:
+        return lineup.labels[arm.label]
+    return arm.version if arm.version is not None else newest.get(arm.model)
+
+
+def _add(host: Host, made: _Made, options: Serve, report: Report, unserved: contextlib.ExitStack) -> None:
+    """Have a server serve a second model; ``unserved`` makes it serve what it did before."""
+    from tfdeploy_magic.serving.hosting import Hosted
+
+    name, number = made.name, made.exported.version
+    former = host.models[name].lineup if name in host.models else None
+    hosted = host.models.setdefault(name, Hosted(made.exported.base_path, ours=True))
+    unserved.callback(_without, host, name, former)
+    lineup = hosted.lineup.with_version(number, latest=max(hosted.loaded, default=None), label=None)
     host.change(name, lineup, options.timeout, report)
 
 
-def check_alike(name: str, exported: ExportedVersion, other: str, others: ExportedVersion) -> None:
-    """Refuse two models of which one cannot answer what the other is asked.
+def _without(host: Host, name: str, former: Lineup | None) -> None:
+    """Have a server serve of a second model what it served before, or nothing."""
+    with contextlib.suppress(TfdeployError):
+        if former is None:
+            host.drop(name)
+        elif host.models[name].lineup is not former:
+            host.change(name, former.back_to(host.models[name].lineup), LOAD_SECONDS, Report(silent))
+
+
+@dataclass(frozen=True)
+class _Doors:
+    """What a version takes and gives.
+
+    Args:
+        signatures: By their keys.
+        lite: Whether it is a .tflite file, whose integers have scales of their own.
+    """
+
+    signatures: Mapping[str, Signature]
+    lite: bool
+
+    @classmethod
+    def of(cls, version: ExportedVersion | Served) -> _Doors:
+        return cls(version.signatures, bool(version.lite))
+
+    @property
+    def scaled(self) -> bool:
+        """Whether its integers stand for other numbers."""
+        specs = (spec for each in self.signatures.values() for spec in (*each.inputs, *each.outputs))
+        return self.lite and any(spec.quantized for spec in specs)
+
+
+def check_arms(name: str, arms: Sequence[Arm], doors: Mapping[str, _Doors | None]) -> None:
+    """Refuse arms of which one cannot answer what another is asked.
+
+    Args:
+        name: The model whose requests are split.
+        arms: Its arms.
+        doors: Arm -> what it takes and gives; None where this process does not know.
 
     Raises:
         InputError: They take or give something else.
     """
-    for key, signature in exported.signatures.items():
-        stands_in = others.signatures.get(key)
-        wanted = ", ".join(map(str, signature.inputs)), ", ".join(map(str, signature.outputs))
-        found = (
-            (", ".join(map(str, stands_in.inputs)), ", ".join(map(str, stands_in.outputs))) if stands_in else ("", "")
-        )
-        if stands_in is None or found[0] != wanted[0]:
-            raise InputError(
-                f"{other} cannot answer what {name} is asked",
-                found=f"{found[0]} in signature {key}" if stands_in else f"no signature {key}",
-                wanted=wanted[0],
-                cure="Give both models inputs of the same name, shape and dtype: --preprocess puts code before them.",
-            )
-
-
-def _check_scales(name: str, arms: Sequence[Arm], exported: Sequence[ExportedVersion]) -> None:
-    """Refuse to split between files whose integers stand for other numbers each."""
-    signatures = [signature for each in exported if each.lite for signature in each.signatures.values()]
-    if any(spec.quantized for signature in signatures for spec in (*signature.inputs, *signature.outputs)):
+    first, *others = arms
+    known = [each for each in doors.values() if each is not None]
+    if any(each.scaled for each in known):
         raise InputError(
             f"{name} cannot be split between {' and '.join(arm.name for arm in arms)}",
             found="a .tflite that takes or gives integers by scales of its own",
             wanted="arms that take and give the same numbers",
             cure="Convert it with float32 inputs and outputs: --io float32.",
         )
+    reference = doors[first.name]
+    for arm in others:
+        door = doors[arm.name]
+        for key, signature in reference.signatures.items() if reference is not None and door is not None else ():
+            assert door is not None
+            other = door.signatures.get(key)
+            wanted = ", ".join(map(str, signature.inputs))
+            found = ", ".join(map(str, other.inputs)) if other is not None else ""
+            if other is None or found != wanted:
+                raise InputError(
+                    f"{arm.name} cannot answer what {first.name} is asked",
+                    found=f"{found} in signature {key}" if other is not None else f"no signature {key}",
+                    wanted=wanted,
+                    cure="Give both inputs of the same name, shape and dtype: --preprocess puts code before them.",
+                )
 
 
 # What it answers
@@ -560,16 +604,25 @@ def route(options: Route, progress: Listener) -> Endpoint:
     """
     from tfdeploy_magic.serving.lineup import Arm, arms_of, shares_of
 
-    host = _own(options.name)
+    host, name = _own(options.name), options.name
 
     def split(hosted: Hosted) -> Lineup:
-        known = list(hosted.lineup.split) or [Arm(each, 0, each) for each in host.models if each != options.name]
-        if not hosted.lineup.split and not known:
-            known = [Arm(label, 0, options.name, label=label) for label in sorted(hosted.lineup.labels, reverse=True)]
-        numbers, labels = hosted.numbers(), hosted.lineup.labels
-        return hosted.lineup.with_split(
-            arms_of(shares_of(options.shares), options.name, known, labels=labels, found=numbers)
-        )
+        shares, labels, numbers = shares_of(options.shares), hosted.lineup.labels, hosted.numbers()
+        models = [Arm(each, 0, each) for each in host.models]
+        known = list(hosted.lineup.split)
+        if not known and len(models) > 1:
+            known = sorted(models, key=lambda arm: arm.model != name)
+        elif not known:
+            known = [Arm(label, 0, name, label=label) for label in sorted(labels, reverse=True)]
+        if shares[0][0] is not None:
+            known += [arm for arm in models if arm.name not in {each.name for each in known} and len(models) > 1]
+        arms = arms_of(shares, name, known, labels=labels, found=numbers)
+        newest = {model: max(each.loaded, default=0) for model, each in host.models.items()}
+        served = {
+            arm.name: host.models[arm.model].known.get(_version_of(arm, hosted.lineup, newest) or 0) for arm in arms
+        }
+        check_arms(name, arms, {arm: _Doors.of(each) if each is not None else None for arm, each in served.items()})
+        return hosted.lineup.with_split(arms)
 
     return _changed(options.name, split, progress)
 
@@ -632,12 +685,13 @@ def stop_serving(options: StopServing, progress: Listener) -> Servers:
 
     report = Report(progress)
     report.stage("stopping")
-    names = tuple(hosting.hosts) if options.name is None else (options.name,)
-    for name in names:
-        if not hosting.stop_everywhere(name):
+    stopped: list[str] = []
+    for name in tuple(hosting.hosts) if options.name is None else (options.name,):
+        if not (models := hosting.stop_everywhere(name)):
             raise _unknown(name)
+        stopped += models
     report.finish()
-    return Servers(tuple(_rows()), names)
+    return Servers(tuple(_rows()), tuple(stopped))
 
 
 def _unknown(name: str) -> NameNotFound:

@@ -28,7 +28,8 @@ def reload(address: str, models: Iterable[Any], seconds: float, waiting: Waiting
         waiting: Called several times a second.
 
     Raises:
-        ServingError: It refuses; all is as it was.
+        VersionFailed: A model that is new to it cannot be loaded; all is as it was.
+        ServingError: It refuses otherwise; all is as it was.
         ServerUnreachable: Nothing answers at the address.
     """
     from tfdeploy_magic.serving.protos import model_management_pb2
@@ -80,6 +81,13 @@ def _failed(model: str, version: int, found: str) -> VersionFailed:
 
 
 def _refused(message: str) -> ServingError:
+    if "did not become available" in message:  # a model that is new to the server
+        return VersionFailed(
+            "not everything can be served that was asked for",
+            found=message,
+            wanted="versions that this server can load",
+            cure="What was served before still is. Export the model again.",
+        )
     return ServingError(
         "the server does not take this configuration",
         found=message,

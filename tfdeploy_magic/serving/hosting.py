@@ -46,7 +46,7 @@ class Hosted:
         known: Version -> what is known of it, the one that was written last at the end.
         newest: The highest version that the server was ever asked to load: no number is given twice.
         loaded: The versions that it serves.
-        routed: The arms that its router was told of last.
+        routed: The arms that the router was told of last; None while it is not certain that it heard of them.
     """
 
     base_path: Path
@@ -55,7 +55,7 @@ class Hosted:
     known: dict[int, Served] = field(default_factory=dict)
     newest: int = 0
     loaded: tuple[int, ...] = ()
-    routed: tuple[Arm, ...] = ()
+    routed: tuple[Arm, ...] | None = ()
 
     @property
     def served(self) -> Served | None:
@@ -97,6 +97,7 @@ class Host(ABC):
     asked: Mapping[str, object] = field(default_factory=dict)
     url: str = ""
     grpc: str | None = None
+    still: bool = field(default=False, init=False)
     findings: tuple[Finding, ...] = field(default=(), init=False)
     owner: int = field(default_factory=os.getpid, init=False)
 
@@ -205,6 +206,31 @@ class Host(ABC):
             raise
         hosted.prune()
 
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Have it take up no version by itself meanwhile: one that is written is served when :meth:`change` says so."""
+        for hosted in self.models.values():
+            if hosted.lineup.followed:  # somebody may have written one that it found
+                hosted.loaded = hosted.lineup.versions(hosted.numbers()) or hosted.loaded
+                hosted.newest = max(hosted.newest, *hosted.loaded)
+        self.still = True
+        try:
+            self._reload_all()
+            yield
+        finally:
+            self.still = False
+            with contextlib.suppress(ServingError):  # one that is gone by now is told nothing
+                self._reload_all()
+
+    def drop(self, name: str) -> None:
+        """Serve a model no longer."""
+        del self.models[name]
+        self._reload_all()
+
+    def _reload_all(self) -> None:
+        name, hosted = next(iter(self.models.items()))
+        self._reload(name, self._config(name, hosted.loaded), UNDO_SECONDS, lambda: None)
+
     def arms(self, name: str) -> tuple[Arm, ...]:
         """Return who answers requests to a model that name no version, each by its version.
 
@@ -223,6 +249,7 @@ class Host(ABC):
         """Tell the router of the splits that are others than it knows."""
         for name, hosted in self.models.items():
             if (arms := self.arms(name)) != hosted.routed:
+                hosted.routed = None
                 self._route(name)
                 hosted.routed = arms
 
@@ -232,7 +259,7 @@ class Host(ABC):
         Where requests are split nothing may change that the router is not told of, so no version is found by itself.
         """
         lineup, where = self.models[name].lineup, self.seen_path(name)
-        if any(hosted.lineup.split for hosted in self.models.values()):
+        if self.still or any(hosted.lineup.split for hosted in self.models.values()):
             return specific_config(name, where, lineup.versions(found), lineup.labels)
         return lineup.config(name, where, found)
 
@@ -323,16 +350,16 @@ def at(url: str) -> Host | None:
     return next((host for host, own in found if url == own or url.startswith(f"{own}/")), None)
 
 
-def stop_everywhere(name: str) -> bool:
-    """Stop the server of that name, of this process or of another one of this user.
+def stop_everywhere(name: str) -> tuple[str, ...]:
+    """Stop the server that has a model of that name, of this process or of another one of this user.
 
     Returns:
-        Whether there was one.
+        The models that it had; none where there is no such server.
     """
     host = next((host for host in hosts.values() if name in host.models), None)
     if host is not None:
         host.stop()
-        return True
+        return tuple(host.models)
     others = [server for server in state.running() if name in server.models]
     if len(others) > 1:
         raise ServingError(
@@ -343,7 +370,7 @@ def stop_everywhere(name: str) -> bool:
         )
     for server in others:
         server.stop()
-    return bool(others)
+    return tuple(model for server in others for model in server.models)
 
 
 @atexit.register

@@ -131,7 +131,13 @@ class Lineup:
         arm = self._arm(name, what, there)
         if arm.model != name:
             return replace(self, split=(replace(arm, share=1.0),), before=self)
-        number = arm.version if arm.version is not None else self.labels[arm.label] if arm.label else there[-1]
+        number = (
+            arm.version
+            if arm.version is not None
+            else self.labels[arm.label]
+            if arm.label
+            else max(self.versions(there))
+        )
         labels = {label: version for label, version in self.labels.items() if label != arm.label}
         if self.labels:
             labels[STABLE] = number
@@ -152,6 +158,10 @@ class Lineup:
                 cure="%serve --promote NAME VERSION serves any version that is on disk.",
             )
         return self.before
+
+    def back_to(self, later: Lineup) -> Lineup:
+        """Return this lineup as it is to be served after a later one, whose newest version must not come back."""
+        return replace(self, newest=later.before.newest) if later.before is not None else self
 
     def _arm(self, name: str, what: str | None, found: Sequence[int]) -> Arm:
         on_trial = {arm.name: arm for arm in self.split[1:]}
@@ -262,4 +272,7 @@ def arms_of(
                 wanted=f"one of {', '.join([*by_name, *labels, *map(str, sorted(there))])}",
                 cure="%serve MODEL --label NAME serves a version by a label.",
             )
+    order = list(by_name)
+    if by_name.keys() >= {arm.name for arm in arms}:  # those who have a key keep their arm, as many as can
+        arms.sort(key=lambda arm: order.index(arm.name))
     return tuple(arms)

@@ -13,7 +13,8 @@ so is their sum: it has one minimum. All of it depends on the counts alone, so n
 
 Where the evidence is 1 or more it grows with each success of the arm that leads, so the chance to call the worse arm
 better is alpha at most too. What is assumed: outcomes are independent, each is reported once, whether one is reported
-does not depend on what it is, and all counts are of the same shares.
+does not depend on what it is, and all counts are of the same shares. Requests that one user repeats are not
+independent: with sticky keys they all meet one arm.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class ModelServer:
         self._settings = _settings(options)
         self._monitored = _monitored(options)
         self.port, self.rest_port = _ports(options)
-        self._reloading = threading.Lock()
+        self._reloading, self._routing = threading.Lock(), threading.Lock()
         self._stopping = threading.Event()
         self.models = ModelManager(
             self._load,
@@ -120,7 +120,7 @@ class ModelServer:
         Raises:
             InputError: Shares do not add up to 1, or two arms are called alike; all is as it was.
         """
-        with self._reloading:
+        with self._routing:
             self.router.set({**self.router.routes, **routes})
 
     def stop(self) -> None:
