@@ -34,6 +34,8 @@ from tfdeploy_magic.serving.protos import (
 
 START_SECONDS = 120.0
 SECONDS = 60.0
+IDLE_SECONDS = 10.0
+"""How long a connection may lie idle before the server may have closed it."""
 ODD_NAME = "v1.2-b_zwei hälften"
 """A model's name that a URL cannot hold as it is."""
 
@@ -68,6 +70,9 @@ class Asking:
             self._own.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
             self._all.append(self._own.connection)
         connection = self._own.connection
+        if time.monotonic() - getattr(self._own, "asked", 0.0) > IDLE_SECONDS:
+            connection.close()  # the next request opens it again
+        self._own.asked = time.monotonic()
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()
         try:

@@ -233,7 +233,7 @@ def test_an_engine_that_stops_midway_is_told_and_what_is_served_goes_on(
 @needs_docker
 def test_of_one_that_ends_at_its_start_the_last_lines_are_told(tmp_path: Path, saved_models: SavedModels) -> None:
     before = ids()
-    with built("echo well; echo no such flag >&2; exit 3") as image:
+    with built("echo well >&2; echo no such flag >&2; exit 3") as image:
         host = make(tmp_path, saved_models, image=image)
         with pytest.raises(ServingError) as caught:
             host.start([], quiet(), gpu=False)

@@ -32,8 +32,14 @@ def label(name: str) -> str:
 
 
 def person() -> dict[str, str]:
-    """Return the labels that say whose a container is: this user's, on this machine."""
-    return {label("uid"): str(os.getuid()), label("machine"): state.machine()}
+    """Return the labels that say whose a container is: this user's, among the processes that this one sees.
+
+    Another container of this machine may have its name and share its engine, and no process in common with it.
+    """
+    labels = {label("uid"): str(os.getuid()), label("machine"): state.machine()}
+    with contextlib.suppress(OSError):  # of Linux only
+        labels[label("processes")] = os.readlink("/proc/self/ns/pid")
+    return labels
 
 
 @dataclass(frozen=True)
