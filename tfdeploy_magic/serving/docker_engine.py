@@ -38,7 +38,7 @@ def person() -> dict[str, str]:
     """
     labels = {label("uid"): str(os.getuid()), label("machine"): state.machine()}
     with contextlib.suppress(OSError):  # of Linux only
-        labels[label("processes")] = os.readlink("/proc/self/ns/pid")
+        labels[label("processes")] = str(Path("/proc/self/ns/pid").readlink())
     return labels
 
 
