@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,13 +39,9 @@ def checked(options: Serve, name: str, base_path: Path, running: Host | None) ->
         InputError: Something cannot be, or does not go with what runs.
         ServingError: A port is taken.
     """
-    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
-        raise InputError(
-            "a model cannot be served by that name",
-            found=f"'{name}'",
-            wanted="a name of letters, digits, dots, dashes and underscores: it is part of its address",
-            cure="Choose another: --name digits.",
-        )
+    from tfdeploy_magic.serving import hosting
+
+    hosting.check_name(name)
     _check_flags(options)
     if running is None:
         _check_address(options)

@@ -26,7 +26,7 @@ from tfdeploy_magic.serving.configs import METRICS_PATH
 from tfdeploy_magic.serving.container_guard import Guard
 from tfdeploy_magic.serving.docker_engine import Engine, Usage, label
 from tfdeploy_magic.serving.hosting import Host
-from tfdeploy_magic.serving.http import check_port
+from tfdeploy_magic.serving.http import check_port, reached
 
 IMAGE = "tensorflow/serving:2.20.0"
 """The newest release of TensorFlow Serving."""
@@ -198,7 +198,7 @@ class ContainerHost(Host):
         what = f"the container of {self.name} cannot be started"
         self.container = self._engine.create(what, self.image, command, self._options(address, gpu))
         self._engine.start(what, self.container)
-        self.grpc, rest = (f"{_reached(address)}:{port}" for port in self._ports())
+        self.grpc, rest = (f"{reached(address)}:{port}" for port in self._ports())
         self.url = f"http://{rest}"
         report.stage("loading the model")
         self._wait(report)
@@ -410,13 +410,7 @@ def check(name: str, models: Mapping[str, object]) -> None:
     Raises:
         InputError: The name is no part of a path, or there are several models.
     """
-    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
-        raise InputError(
-            "a model cannot be served by that name",
-            found=f"'{name}'",
-            wanted="a name of letters, digits, dots, dashes and underscores: it is part of its address",
-            cure="Choose another: --name digits.",
-        )
+    hosting.check_name(name)
     if list(models) != [name]:
         raise InputError(
             "a container serves one model",
@@ -461,12 +455,6 @@ def _address(host: str) -> str:
             wanted="an address of this machine",
             cure="Leave --host out.",
         ) from None
-
-
-def _reached(address: str) -> str:
-    if address in ("0.0.0.0", "::"):
-        return "127.0.0.1"
-    return f"[{address}]" if ":" in address else address
 
 
 def _patiently(ask: Callable[[], object], waiting: control.Waiting) -> None:

@@ -303,6 +303,21 @@ def _check(name: str, lineup: Lineup, wanted: Sequence[int], found: Sequence[int
         )
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that a model cannot be served by.
+
+    Raises:
+        InputError: It is no part of an address.
+    """
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
+        raise InputError(
+            "a model cannot be served by that name",
+            found=f"'{name}'",
+            wanted="a name of letters, digits, dots, dashes and underscores: it is part of its address",
+            cure="Choose another: --name digits.",
+        )
+
+
 hosts: dict[str, Host] = {}
 """By the name of their first model."""
 

@@ -23,7 +23,7 @@ from tfdeploy_magic.errors import InputError, ServingError, VersionFailed
 from tfdeploy_magic.serving import configs, inference, services, state, warmup
 from tfdeploy_magic.serving.calls import Call
 from tfdeploy_magic.serving.flags import ServerOptions
-from tfdeploy_magic.serving.http import HttpDoor, check_port, free_port
+from tfdeploy_magic.serving.http import HttpDoor, check_port, free_port, reached
 from tfdeploy_magic.serving.lineup import Arm
 from tfdeploy_magic.serving.models import ModelManager
 from tfdeploy_magic.serving.monitoring import Monitoring
@@ -87,12 +87,12 @@ class ModelServer:
     @property
     def url(self) -> str | None:
         """Of its REST API."""
-        return f"http://{_reached(self.options.host)}:{self.rest_port}" if self.rest_port else None
+        return f"http://{reached(self.options.host)}:{self.rest_port}" if self.rest_port else None
 
     @property
     def grpc_address(self) -> str | None:
         """Of its gRPC API."""
-        return f"{_reached(self.options.host)}:{self.port}" if self.port else None
+        return f"{reached(self.options.host)}:{self.port}" if self.port else None
 
     def reload(self, config: Any) -> None:
         """Serve what a ``ModelServerConfig`` lists (``calls.Models``).
@@ -381,10 +381,3 @@ def _listen(server: Any, address: str, ssl_config_file: Path | None) -> None:
             wanted="an address of this machine that nobody listens on",
             cure="Choose another port or path.",
         ) from error
-
-
-def _reached(host: str) -> str:
-    """Return the address by which this machine reaches a server that listens on ``host``."""
-    if host in ("0.0.0.0", "::"):
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
